@@ -1,0 +1,1 @@
+"""The networks, in torch; nothing else under `models` imports it."""

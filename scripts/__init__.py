@@ -1,0 +1,1 @@
+"""What a person runs offline: data, training, evaluation, auditing, benchmarks."""

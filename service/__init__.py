@@ -1,0 +1,1 @@
+"""How a model is served: FastAPI, ONNX Runtime, in-process batching. Never torch."""

@@ -1,0 +1,100 @@
+"""`python -m service` and `focalserve serve`: settings, then uvicorn with a drain."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from models.errors import InvalidInput
+from service.app import create_app
+from service.settings import Settings, load_settings
+from service.state import ServiceState
+
+log = logging.getLogger("focalserve")
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that drains: SIGTERM makes /readyz say 503 while requests are still answered, then it stops.
+
+    Args:
+        settings: of the service.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._refused = False
+        app = create_app(settings, self._end_refused)
+        self._state: ServiceState = app.state.service
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+                server_header=False,
+            )
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 after a stop that was asked for, 3 where a bundle was refused or the port could not be had."""
+        return EXIT_REFUSED if self._refused or not self.started else 0
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Handles SIGTERM and SIGINT here; unlike uvicorn's own it does not raise them again at the end."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        loop.add_signal_handler(signal.SIGINT, self._stop_now)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Not reached while `capture_signals` is ours."""
+        self._stop_now()
+
+    def _drain(self) -> None:
+        if self._state.draining:
+            self._stop_now()
+            return
+        self._state.draining = True
+        log.info("SIGTERM: /readyz says 503; stopping in %g s", self._settings.drain_seconds)
+        asyncio.get_running_loop().call_later(self._settings.drain_seconds, self._stop_now)
+
+    def _stop_now(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self._state.draining = True
+        self.should_exit = True
+
+    def _end_refused(self) -> None:
+        self._refused = True
+        self.should_exit = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until told to stop; the exit code."""
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv)
+    except InvalidInput as error:
+        print(f"focalserve serve: {error}\nfocalserve serve --help lists every setting", file=sys.stderr)
+        return EXIT_USAGE
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    server = Server(settings)
+    log.info("focalserve on http://%s:%d, artifacts %s", settings.host, settings.port, settings.artifacts.name)
+    server.run()
+    return server.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

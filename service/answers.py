@@ -1,0 +1,112 @@
+"""What /predict and /loss answer, as OpenAPI tells it. `service.scoring` makes dictionaries of these forms."""
+
+from pydantic import BaseModel, Field
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class TopClass(BaseModel):
+    """A class with its calibrated probability."""
+
+    label: str
+    probability: float
+
+
+class ItemError(BaseModel):
+    """Why one item has no answer; the others have theirs."""
+
+    type: str
+    status: int
+    detail: str
+
+
+class PredictItem(BaseModel):
+    """What the model says of one image, or that item's own error."""
+
+    index: int
+    id: str | None = None
+    label: str | None = None
+    labels: list[str] | None = Field(None, description="every class at or above its decision threshold (multi-label)")
+    score: float | None = Field(None, description="calibrated probability of the label")
+    margin: float | None = Field(None, description="score minus the next best; sigmoid: distance to the threshold")
+    top_k: list[TopClass] | None = None
+    probabilities: list[float] | None = Field(None, description="calibrated, in the order of the model's labels")
+    error: ItemError | None = None
+
+
+class PredictResponse(BaseModel):
+    """The answer of /predict."""
+
+    model: ModelName
+    predictions: list[PredictItem]
+
+
+class LossItem(BaseModel):
+    """Scores of one given label, or that item's own error."""
+
+    index: int
+    id: str | None = None
+    loss: float | None = Field(None, description="focal loss, natural logarithm; null with a reason where ignored")
+    log_p_given: float | None = None
+    p_given: float | None = Field(None, description="probability of the given label, of the logits as they are")
+    margin: float | None = Field(None, description="(p_given - largest other p + 1) / 2, of the logits as they are")
+    quality: float | None = Field(None, description="0 = surely wrong, 1 = surely right; on calibrated probabilities")
+    suggested_label: str | list[str] | None = None
+    is_issue: bool | None = None
+    rank: int | None = Field(None, description="1 = the lowest quality of this request")
+    loss_percentile: float | None = Field(None, description="share of the class's validation losses below this one")
+    clipped: bool | None = Field(
+        None, description="the given label's probability was 0 and counted as the smallest double"
+    )
+    gradient: list[float] | None = None
+    reason: str | None = None
+    error: ItemError | None = None
+
+
+class LossSummary(BaseModel):
+    """The batch's loss."""
+
+    reduction: str
+    value: float | None = Field(description="null for `none`, and for the mean of nothing")
+    denominator: float
+    denominator_name: str
+    sum: float
+    mean: float | None
+    count: int = Field(description="labels that were scored")
+
+
+class LossClass(BaseModel):
+    """What the batch says of one class, by its given label."""
+
+    label: str
+    count: int
+    mean_loss: float
+    mean_p_given: float
+    issues: int
+    most_confused_with: str | None
+
+
+class LossParameters(BaseModel):
+    """What the scores were computed with."""
+
+    gamma: float
+    alpha: float | list[float] | None
+    label_smoothing: float
+    activation: str
+    quality_method: str
+    temperature: float
+
+
+class LossResponse(BaseModel):
+    """The answer of /loss."""
+
+    model: ModelName
+    parameters: LossParameters
+    loss: LossSummary
+    classes: list[LossClass]
+    items: list[LossItem]

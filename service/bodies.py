@@ -1,0 +1,230 @@
+"""From an HTTP request to checked bytes and fields: size, time, encoding and JSON rules, before any meaning."""
+
+import asyncio
+import json
+import re
+import zlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import MultipartParseError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from models.image import sniff_format
+from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
+
+Model = TypeVar("Model", bound=BaseModel)
+DEPTH = 32
+# Possessive, and an open string runs to the end: linear in the body, whatever stands in it.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_IMAGE_TYPES = {"image/jpeg": "JPEG", "image/jpg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}
+
+
+@dataclass(frozen=True)
+class FormFile:
+    """One uploaded file of a multipart body."""
+
+    name: str | None
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Form:
+    """A multipart body: its files in order, its text fields with all their values."""
+
+    files: list[FormFile]
+    fields: dict[str, list[str]]
+
+
+async def read_body(request: Request, most: int, timeout: float) -> bytes:
+    """The whole body, decompressed.
+
+    Raises:
+        BodyTooLarge: more than `most` bytes, as sent or decompressed.
+        RequestTimeout: it did not arrive within `timeout` seconds.
+        UnsupportedMedia: a content encoding other than gzip.
+        MalformedRequest: not gzip though the header says so.
+        starlette.requests.ClientDisconnect: the client has left.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and len(announced) < 20 and int(announced) > most:
+        raise BodyTooLarge(f"the body has more than {most} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise BodyTooLarge(f"the body has more than {most} bytes")
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
+    return _gunzip(bytes(body), most) if encoding == "gzip" else bytes(body)
+
+
+def _gunzip(data: bytes, most: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        plain = unpacker.decompress(data, most + 1)
+    except zlib.error:
+        raise MalformedRequest("the body is not valid gzip") from None
+    if len(plain) > most:
+        raise BodyTooLarge(f"the decompressed body has more than {most} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise MalformedRequest("the gzip body is cut off or followed by other data")
+    return plain
+
+
+def media_type(headers: Headers, body: bytes) -> str:
+    """`image`, `json` or `multipart`, by Content-Type or, where there is none, by the first bytes.
+
+    Raises:
+        UnsupportedMedia: anything else, or a picture of another format than declared.
+    """
+    declared = headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if declared == "application/json" or (declared.startswith("application/") and declared.endswith("+json")):
+        return "json"
+    if declared == "multipart/form-data":
+        return "multipart"
+    found = sniff_format(body)
+    if declared in _IMAGE_TYPES:
+        if found is not None and found != _IMAGE_TYPES[declared]:
+            raise UnsupportedMedia(f"the content type says {_IMAGE_TYPES[declared]}, the body is {found}")
+        return "image"
+    if declared in ("", "application/octet-stream", "application/x-www-form-urlencoded"):
+        # curl --data-binary says urlencoded where it is told nothing: the magic bytes decide.
+        if found is not None:
+            return "image"
+        if body[:1] in (b"{", b"[") and declared != "application/octet-stream":
+            return "json"
+    raise UnsupportedMedia(
+        "send image/jpeg, image/png, image/webp or image/bmp, multipart/form-data, or application/json"
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """A JSON document by RFC 8259, strictly: UTF-8, no NaN, no duplicate keys, at most 32 deep.
+
+    Raises:
+        MalformedRequest: it is not.
+    """
+    if _depth(body) > DEPTH:
+        raise MalformedRequest(f"the JSON is nested more than {DEPTH} deep")
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise MalformedRequest("the body is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise MalformedRequest(f"the body is not valid JSON{where}") from None
+
+
+def _depth(body: bytes) -> int:
+    if body.count(b"[") + body.count(b"{") <= DEPTH:
+        return 0
+    depth = deepest = 0
+    for bracket in _STRINGS.sub(b"", body).translate(None, _BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+        if deepest > DEPTH:
+            break
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise MalformedRequest("the JSON has the same key twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise MalformedRequest(f"{name} is not JSON; a number is finite")
+
+
+async def parse_multipart(headers: Headers, body: bytes, most_files: int) -> Form:
+    """A multipart/form-data body.
+
+    Raises:
+        MalformedRequest: it cannot be parsed.
+        BodyTooLarge: more files than `most_files`.
+    """
+    try:
+        form = await _WholeForm(headers, body, most_files).parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many"):
+            raise BodyTooLarge(f"more than {most_files} parts in one request") from None
+        raise MalformedRequest("the multipart body cannot be parsed") from None
+    except (MultipartParseError, KeyError, UnicodeDecodeError, ValueError):
+        raise MalformedRequest("the multipart body cannot be parsed") from None
+    parsed = Form([], {})
+    for key, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            parsed.files.append(FormFile(value.filename, await value.read()))
+        else:
+            parsed.fields.setdefault(key, []).append(value)
+    await form.close()
+    return parsed
+
+
+class _WholeForm(MultiPartParser):
+    """A body that is there already. Unlike its parent this refuses one that ends before the closing boundary."""
+
+    def __init__(self, headers: Headers, body: bytes, most: int) -> None:
+        super().__init__(headers, self._once(body), max_files=most, max_fields=most, max_part_size=len(body))
+        self.spool_max_size = len(body) + 1  # a read-only container has no disk to spill to
+        self._ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _once(self, body: bytes) -> AsyncGenerator[bytes, None]:
+        yield body
+        if not self._ended:
+            raise MultiPartException("cut off")
+
+
+def validate(model: type[Model], document: Any) -> Model:
+    """A parsed JSON document as a request.
+
+    Raises:
+        InvalidRequest: it does not fit; names the first ten places, never what stands there.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def validate_strings(model: type[Model], fields: dict[str, Any]) -> Model:
+    """Query parameters or form fields, all text, as a request.
+
+    Raises:
+        InvalidRequest: a field is unknown or does not fit.
+    """
+    try:
+        return model.model_validate_strings(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    errors = [
+        {"loc": ".".join(_printable(str(part)) for part in row["loc"]), "msg": row["msg"].removeprefix("Value error, ")}
+        for row in rows[:10]
+    ]
+    more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    first = errors[0]
+    return InvalidRequest(f"{first['loc']}: {first['msg']}{more}" if first["loc"] else f"{first['msg']}{more}", errors)
+
+
+def _printable(text: str) -> str:
+    return text[:64].encode("ascii", "replace").decode()

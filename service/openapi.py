@@ -1,0 +1,97 @@
+"""What OpenAPI cannot read off the handlers: bodies in three forms, and the one error body."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.schemas import LossRequest, PredictRequest
+
+_REF = "#/components/schemas/{model}"
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[dict[str, str]] | None = None
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}},
+    }
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: _problem("Not parseable: malformed JSON, NaN, duplicate keys, broken multipart."),
+    404: _problem("No such model."),
+    408: _problem("The body did not arrive in time."),
+    413: _problem("More bytes, images, rows or pixels than allowed."),
+    415: _problem("Content type or encoding not accepted."),
+    422: _problem("Parsed, but does not fit; `errors` says where."),
+    429: _problem("Healthy but full; `Retry-After` says when to come back."),
+    503: _problem("Starting, stopping, or without a model."),
+}
+
+
+def _binary(types: tuple[str, ...]) -> dict[str, Any]:
+    return {kind: {"schema": {"type": "string", "format": "binary"}} for kind in types}
+
+
+def _body(model: str, form: dict[str, Any]) -> dict[str, Any]:
+    images = _binary(("image/jpeg", "image/png", "image/webp", "image/bmp"))
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": _REF.format(model=model)}},
+                "multipart/form-data": {"schema": {"type": "object", "properties": form}},
+                **images,
+            },
+        }
+    }
+
+
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "schema": schema,
+        "description": f"{description} Not with JSON.",
+    }
+
+
+PREDICT_BODY = _body("PredictRequest", {"file": _FILES}) | {
+    "parameters": [
+        _query("model", {"type": "string"}, "Which model."),
+        _query("top_k", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5}, "How many classes."),
+    ]
+}
+LOSS_BODY = _body("LossRequest", {"file": _FILES, "label": {"type": "array", "items": {"type": "string"}}}) | {
+    "parameters": [
+        _query("label", {"type": "string"}, "The given label of an image sent as it is: a name or an index."),
+        _query("model", {"type": "string"}, "Which model."),
+        _query("gamma", {"type": "number", "minimum": 0}, "Focusing parameter."),
+    ]
+}
+
+
+def add_request_schemas(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the requests' and the problem's models among its components."""
+    _, definitions = models_json_schema(
+        [(PredictRequest, "validation"), (LossRequest, "validation"), (Problem, "serialization")],
+        ref_template=_REF,
+    )
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+    return schema

@@ -1,0 +1,297 @@
+"""Logits to answers: the one code behind /predict and /loss, and behind the offline verbs. No HTTP, no images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.calibration import probabilities
+from models.card import Calibration, ClassFacts, LossSpec, ModelCard
+from models.classify import is_clipped, logits_of
+from models.errors import InvalidInput, InvalidLabel
+from models.quality import ranks
+from models.reductions import total
+from models.task import Floats, LabelScores, ScoreOptions
+from models.tasks import TASKS
+from service.errors import InferenceFailed, InvalidRequest, item_problem
+from service.schemas import LossOptions
+
+Logits = NDArray[Any]
+_ROW_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Given:
+    """One label to score.
+
+    Attributes:
+        row: (K,) logits or probabilities, or why there are none.
+        label: as given.
+        id: the caller's own name for it.
+        kind: what the row is.
+    """
+
+    row: Logits | Exception
+    label: Any
+    id: str | None = None
+    kind: Literal["logits", "probabilities"] = "logits"
+
+
+def predict_items(
+    card: ModelCard, rows: Sequence[Logits | Exception], ids: Sequence[str | None], top_k: int
+) -> list[dict[str, Any]]:
+    """Answers of /predict: one per row of logits (K,), or that item's error.
+
+    Returns:
+        Dictionaries of the form of `answers.PredictItem`, in the order of the rows.
+    """
+    checked = [_finite(row) for row in rows]
+    good = {i: row for i, row in enumerate(checked) if not isinstance(row, Exception)}
+    answers: list[dict[str, Any]] = [
+        {"index": i, "error": item_problem(row)} if isinstance(row, Exception) else {} for i, row in enumerate(checked)
+    ]
+    if good:
+        logits = np.stack(list(good.values())).astype(np.float64)
+        p = probabilities(logits, card.activation, card.calibration)
+        everything = (np.concatenate([1.0 - p, p], axis=1) if card.task == "binary" else p).tolist()
+        found = TASKS[card.task].predict(logits, card, min(top_k, len(card.labels)))
+        for i, prediction, every in zip(good, found, everything, strict=True):
+            answers[i] = {
+                "index": i,
+                "label": prediction.label,
+                "score": prediction.score,
+                "margin": prediction.margin,
+                "top_k": [{"label": label, "probability": score} for label, score in prediction.top],
+                "probabilities": every,
+            }
+            if card.task == "multilabel":
+                answers[i]["labels"] = list(prediction.labels)
+    for answer, name in zip(answers, ids, strict=True):
+        if name is not None:
+            answer["id"] = name
+    return answers
+
+
+def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) -> dict[str, Any]:
+    """Answer of /loss, without the model's name: parameters, the batch's loss, classes, items.
+
+    Args:
+        card: of the model.
+        given: rows with their labels.
+        asked: what the request overrides.
+
+    Raises:
+        InvalidRequest: a row or label that does not fit; names the first ten by index.
+        InvalidInput: a parameter out of its range.
+    """
+    given = [replace(one, row=_finite(one.row)) for one in given]
+    if asked.activation is not None:
+        card = _card_of_rows(given, asked.activation, card)
+    options = _options(card, asked)
+    batch = _collect(card, given, options)
+    items: list[dict[str, Any]] = [{"index": i} for i in range(len(given))]
+    for item, one in zip(items, given, strict=True):
+        if isinstance(one.row, Exception):
+            item["error"] = item_problem(one.row)
+        if one.id is not None:
+            item["id"] = one.id
+    raw = batch.raw if asked.activation is None else np.zeros(len(batch.rows), bool)
+    scores = TASKS[card.task].score(batch.rows, batch.targets, card, options, raw)
+    reduced = total(scores.terms, options.reduction) if options.reduction != "none" else None
+    scale = reduced.denominator if reduced is not None and reduced.denominator else 1.0
+    gradient = scores.terms.gradient / scale if asked.return_gradient else None
+    order = ranks(scores.quality, scores.valid)
+    for n, i in enumerate(batch.where):
+        items[i] |= _item(scores, n, int(order[n]), card)
+        if gradient is not None:
+            items[i]["gradient"] = gradient[n].tolist()
+        if batch.clipped[n]:
+            items[i]["clipped"] = True
+    count = int(scores.valid.sum())
+    summed = float(scores.loss[scores.valid].sum())
+    return {
+        "parameters": {
+            "gamma": options.gamma,
+            "alpha": options.alpha,
+            "label_smoothing": options.label_smoothing,
+            "activation": card.activation,
+            "quality_method": "margin of calibrated probabilities",
+            "temperature": card.calibration.temperature,
+        },
+        "loss": {
+            "reduction": options.reduction,
+            "value": reduced.value if reduced is not None else None,
+            "denominator": reduced.denominator if reduced is not None else 1.0,
+            "denominator_name": reduced.denominator_name if reduced is not None else "none",
+            "sum": summed,
+            "mean": summed / count if count else None,
+            "count": count,
+        },
+        "classes": _classes(scores, batch.targets, card),
+        "items": items,
+    }
+
+
+def _finite(row: Logits | Exception) -> Logits | Exception:
+    if isinstance(row, Exception) or np.isfinite(row).all():
+        return row
+    return InferenceFailed("the model answered numbers that are not finite")
+
+
+def _card_of_rows(given: Sequence[Given], activation: str, card: ModelCard) -> ModelCard:
+    """A card for rows of a model that is not served here: as many classes as the rows have numbers."""
+    count = next((len(one.row) for one in given if not isinstance(one.row, Exception)), 1)
+    labels = card.labels if len(card.labels) == count else [str(k) for k in range(count)]
+    return ModelCard.model_construct(
+        task="multiclass" if activation == "softmax" else "multilabel",
+        labels=labels,
+        classes=[ClassFacts(label=label, train_count=0, prior=0.0) for label in labels],
+        calibration=Calibration(),
+        loss=LossSpec(gamma=card.loss.gamma),
+        quantile_levels=[],
+    )
+
+
+def _options(card: ModelCard, asked: LossOptions) -> ScoreOptions:
+    return ScoreOptions(
+        gamma=card.loss.gamma if asked.gamma is None else asked.gamma,
+        alpha=asked.alpha if "alpha" in asked.model_fields_set else card.loss.alpha,
+        alpha_mode=asked.alpha_mode,
+        label_smoothing=asked.label_smoothing or 0.0,
+        ignore_index=asked.ignore_index,
+        reduction=asked.reduction,
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What can be scored: rows (M, K) logits, targets, which item each is, whether it is the model's own output."""
+
+    rows: Floats
+    targets: NDArray[Any]
+    where: list[int]
+    raw: NDArray[np.bool_]
+    clipped: list[bool]
+
+
+def _collect(card: ModelCard, given: Sequence[Given], options: ScoreOptions) -> _Batch:
+    wrong: list[dict[str, str]] = []
+    rows: list[Logits] = []
+    targets: list[NDArray[Any]] = []
+    where: list[int] = []
+    clipped: list[bool] = []
+    for i, one in enumerate(given):
+        try:
+            target = _target(card, one.label, options)
+            if isinstance(one.row, Exception):
+                continue
+            row = one.row
+            _check_row(row, card, one.kind)
+        except InvalidInput as error:
+            place = "label" if isinstance(error, InvalidLabel) else one.kind
+            wrong.append({"loc": f"inputs.{i}.{place}", "msg": str(error)})
+            continue
+        clipped.append(one.kind == "probabilities" and is_clipped(row, target))
+        rows.append(logits_of(row, card.activation) if one.kind == "probabilities" else row)
+        targets.append(target)
+        where.append(i)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise InvalidRequest(f"{wrong[0]['loc']}: {wrong[0]['msg']}{more}", wrong)
+    stacked = np.stack(rows).astype(np.float64) if rows else np.zeros((0, card.outputs))
+    raw = np.asarray([given[i].kind == "logits" for i in where], bool)
+    return _Batch(stacked, _stack(targets, card), where, raw, clipped)
+
+
+def _target(card: ModelCard, label: Any, options: ScoreOptions) -> NDArray[Any]:
+    ignore = options.ignore_index
+    if ignore is None:
+        return TASKS[card.task].targets(label, card)
+    if type(label) is int and label == ignore:
+        return np.asarray(ignore, np.int64) if card.task == "multiclass" else np.full(card.outputs, float(ignore))
+    if card.task != "multiclass" and isinstance(label, list) and ignore in label:
+        known = TASKS[card.task].targets([0.0 if part == ignore else part for part in label], card)
+        return np.where(np.asarray([part == ignore for part in label]), float(ignore), known)
+    return TASKS[card.task].targets(label, card)
+
+
+def _check_row(row: Logits, card: ModelCard, kind: str) -> None:
+    if row.shape != (card.outputs,):
+        raise InvalidInput(f"the row has {len(row)} numbers; the model has {card.outputs} outputs")
+    if kind == "logits":
+        return
+    if not bool(((row >= 0.0) & (row <= 1.0)).all()):
+        raise InvalidInput("probabilities lie between 0 and 1 (send logits as logits)")
+    if card.activation == "softmax" and abs(float(row.sum()) - 1.0) > _ROW_SUM_TOLERANCE:
+        raise InvalidInput(f"the probabilities must sum to 1 (they sum to {float(row.sum()):.6g})")
+
+
+def _stack(targets: Sequence[NDArray[Any]], card: ModelCard) -> NDArray[Any]:
+    """Hard indices (M,) where all are; otherwise soft rows (M, K), a hard one as its one-hot."""
+    if not targets:
+        return np.zeros(0, np.int64) if card.task == "multiclass" else np.zeros((0, card.outputs))
+    if all(target.ndim == 0 for target in targets) or all(target.ndim == 1 for target in targets):
+        return np.stack(targets)
+    if any(target.ndim == 0 and not 0 <= int(target) < card.outputs for target in targets):
+        raise InvalidLabel("ignore_index and soft labels do not go together in one softmax request")
+    return np.stack([np.eye(card.outputs)[int(target)] if target.ndim == 0 else target for target in targets])
+
+
+def _item(scores: LabelScores, n: int, rank: int, card: ModelCard) -> dict[str, Any]:
+    if not scores.valid[n]:
+        return {"loss": None, "reason": "ignored: its label is ignore_index"}
+    loss = float(scores.loss[n])
+    item: dict[str, Any] = {
+        "loss": loss if np.isfinite(loss) else None,
+        "log_p_given": float(scores.log_p_given[n]),
+        "p_given": float(np.exp(scores.log_p_given[n])),
+        "margin": float(scores.margin[n]),
+        "quality": float(scores.quality[n]),
+        "suggested_label": _name(scores.suggested[n], card),
+        "is_issue": bool(scores.is_issue[n]),
+        "rank": rank,
+    }
+    if not np.isfinite(loss):
+        item["reason"] = "the loss is beyond the largest number"
+    if not np.isnan(scores.percentile[n]):
+        item["loss_percentile"] = float(scores.percentile[n])
+    return item
+
+
+def _name(suggested: int | tuple[int, ...] | None, card: ModelCard) -> str | list[str] | None:
+    if suggested is None:
+        return None
+    return [card.labels[k] for k in suggested] if isinstance(suggested, tuple) else card.labels[suggested]
+
+
+def _classes(scores: LabelScores, targets: NDArray[Any], card: ModelCard) -> list[dict[str, Any]]:
+    """Per class of the given label: how many, mean loss, mean p, issues, and what it is most often taken for."""
+    member = _membership(targets, card) & scores.valid[:, None]
+    p_given = np.exp(scores.log_p_given)
+    found = []
+    for k in np.flatnonzero(member.any(axis=0)):
+        mine = member[:, k]
+        issues = np.flatnonzero(mine & scores.is_issue)
+        names = [str(_name(scores.suggested[n], card)) for n in issues if isinstance(scores.suggested[n], int)]
+        found.append(
+            {
+                "label": card.labels[k],
+                "count": int(mine.sum()),
+                "mean_loss": float(scores.loss[mine].mean()),
+                "mean_p_given": float(p_given[mine].mean()),
+                "issues": len(issues),
+                "most_confused_with": max(sorted(set(names)), key=names.count) if names else None,
+            }
+        )
+    return found
+
+
+def _membership(targets: NDArray[Any], card: ModelCard) -> NDArray[np.bool_]:
+    if card.task == "multiclass":
+        given = targets if targets.ndim == 1 else targets.argmax(axis=1)
+        return np.asarray(given[:, None] == np.arange(len(card.labels)))
+    if card.task == "binary":
+        return np.concatenate([targets < 0.5, targets >= 0.5], axis=1)
+    return np.asarray(targets >= 0.5)

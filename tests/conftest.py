@@ -1,0 +1,118 @@
+"""Real bundles, exported once a session, and encoded pictures. Torch is imported by the fixtures alone."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.bundle import write_bundle
+from models.card import Calibration, ClassFacts, ImageInput, LossSpec, ModelCard
+from models.image import Pixels
+
+GARMENTS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+TAGS = ["striped", "long", "dark", "new"]
+SIDE = 28
+_LEVELS = len(ModelCard.model_fields["quantile_levels"].default)
+
+
+def jpeg(pixels: Pixels, quality: int = 95, **options: Any) -> bytes:
+    """Pixels (H, W, 3), or (H, W) grey, as a JPEG file; more options as Pillow's."""
+    return _encode(pixels, "JPEG", quality=quality, **options)
+
+
+def png(pixels: Pixels, **options: Any) -> bytes:
+    """Pixels (H, W, 3), or (H, W) grey, as a PNG file; options as Pillow's."""
+    return _encode(pixels, "PNG", **options)
+
+
+def noise(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Pixels:
+    """A picture of noise, (height, width, 3) uint8, the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artifacts that holds the multiclass model `tiny`, version 1: 10 garments, gamma 2."""
+    return _export(tmp_path_factory.mktemp("artifacts"), "multiclass", GARMENTS)
+
+
+@pytest.fixture(scope="session")
+def multilabel_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `artifacts`, but `tiny` is a multi-label model of 4 tags."""
+    return _export(tmp_path_factory.mktemp("multilabel"), "multilabel", TAGS)
+
+
+@pytest.fixture(scope="session")
+def binary_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `artifacts`, but `tiny` says yes or no: one logit."""
+    return _export(tmp_path_factory.mktemp("binary"), "binary", ["plain", "striped"])
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(artifacts: Path) -> Path:
+    """The multiclass bundle itself."""
+    return artifacts / "tiny" / "1"
+
+
+@pytest.fixture(scope="session")
+def multilabel_bundle(multilabel_artifacts: Path) -> Path:
+    """The multi-label bundle itself."""
+    return multilabel_artifacts / "tiny" / "1"
+
+
+@pytest.fixture(scope="session")
+def binary_bundle(binary_artifacts: Path) -> Path:
+    """The binary bundle itself."""
+    return binary_artifacts / "tiny" / "1"
+
+
+def _export(root: Path, task: str, labels: list[str]) -> Path:
+    import torch
+
+    from models.nets.export import export_net
+    from models.nets.registry import build_net, head
+
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_net("small", 1 if task == "binary" else len(labels))
+    with torch.no_grad():
+        head(net).weight.mul_(60.0)  # a fresh net says nearly the same of every picture
+    export = export_net(net, _facts(task, labels), np.stack([noise(seed=seed) for seed in range(4)]))
+    write_bundle(root / "tiny", export.card, export.graph)
+    return root
+
+
+def _facts(task: str, labels: list[str]) -> dict[str, Any]:
+    share = 1.0 / len(labels)
+    return {
+        "name": "tiny",
+        "version": "1",
+        "created": "2025-01-01T00:00:00+00:00",
+        "task": task,
+        "labels": labels,
+        "input": ImageInput(height=SIDE, width=SIDE),
+        "loss": LossSpec(gamma=2.0),
+        "calibration": Calibration(gamma=2.0, temperature=1.25),
+        "classes": [
+            ClassFacts(
+                label=label,
+                train_count=100 + k,
+                prior=share,
+                confidence_threshold=share if task == "multiclass" else 0.6,
+                validation_count=20,
+                loss_quantiles=np.linspace(0.0, 3.0, _LEVELS).tolist(),
+            )
+            for k, label in enumerate(labels)
+        ],
+        "training": {"net": "small", "epochs": 0},
+    }
+
+
+def _encode(pixels: Pixels, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, form, **options)
+    return out.getvalue()

@@ -1,0 +1,275 @@
+import asyncio
+import gzip
+import json
+import time
+import zlib
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from service.bodies import media_type, parse_json, parse_multipart, read_body, validate, validate_strings
+from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
+from service.schemas import LossOptions, PredictOptions, PredictRequest
+from tests.serving import encoded, pictures, png_of
+
+PNG = png_of(pictures(1)[0])
+
+
+def request_of(chunks: Iterable[bytes], headers: dict[str, str] | None = None, ends: bool = True) -> Request:
+    async def messages() -> AsyncGenerator[Message]:
+        for chunk in chunks:
+            yield {"type": "http.request", "body": chunk, "more_body": True}
+        if ends:
+            yield {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.sleep(60)
+
+    stream = messages()
+
+    async def receive() -> Message:
+        return await anext(stream)
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
+
+
+async def test_a_body_in_many_pieces_is_put_together() -> None:
+    assert await read_body(request_of(b"abc" for _ in range(1000)), 3000, 5) == b"abc" * 1000
+
+
+async def test_a_body_of_just_the_limit_is_read_and_one_byte_more_is_refused() -> None:
+    assert len(await read_body(request_of([b"x" * 100]), 100, 5)) == 100
+    with pytest.raises(BodyTooLarge):
+        await read_body(request_of([b"x" * 101]), 100, 5)
+
+
+async def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_read() -> None:
+    def never() -> Iterable[bytes]:
+        raise AssertionError("was read")
+        yield b""
+
+    with pytest.raises(BodyTooLarge):
+        await read_body(request_of(never(), {"content-length": "101"}), 100, 5)
+
+
+async def test_an_endless_body_is_refused_at_the_limit() -> None:
+    def endless() -> Iterable[bytes]:
+        sent = 0
+        while True:
+            sent += 1
+            assert sent < 20, "reading went on after the limit"
+            yield b"x" * 10
+
+    with pytest.raises(BodyTooLarge):
+        await read_body(request_of(endless()), 100, 5)
+
+
+@pytest.mark.parametrize("announced", ["", "-5", "1e3", "x" * 30, "9" * 30])
+async def test_a_strange_length_does_not_matter(announced: str) -> None:
+    assert await read_body(request_of([b"ok"], {"content-length": announced}), 100, 5) == b"ok"
+
+
+async def test_a_body_that_stalls_is_given_up() -> None:
+    with pytest.raises(RequestTimeout):
+        await read_body(request_of([b"abc"], ends=False), 100, 0.05)
+
+
+async def test_a_client_that_leaves_while_sending_is_told_apart() -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnect):
+        await read_body(Request({"type": "http", "headers": []}, receive), 100, 5)
+
+
+async def test_gzip_is_unpacked_and_counts_unpacked() -> None:
+    gzipped = {"content-encoding": "GZip"}
+    assert await read_body(request_of([gzip.compress(b"x" * 1000)], gzipped), 1000, 5) == b"x" * 1000
+    with pytest.raises(BodyTooLarge):
+        await read_body(request_of([gzip.compress(b"x" * 1001)], gzipped), 1000, 5)
+
+
+async def test_a_gzip_bomb_is_refused_within_its_limit() -> None:
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    began = time.perf_counter()
+    with pytest.raises(BodyTooLarge):
+        await read_body(request_of([bomb], {"content-encoding": "gzip"}), 100_000, 5)
+    assert time.perf_counter() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not gzip", gzip.compress(b"abc")[:-4], gzip.compress(b"abc") + b"more", zlib.compress(b"abc")],
+    ids=["empty", "text", "cut", "trailing", "zlib"],
+)
+async def test_what_is_not_one_whole_gzip_member_is_refused(data: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        await read_body(request_of([data], {"content-encoding": "gzip"}), 1000, 5)
+
+
+@pytest.mark.parametrize("name", ["br", "deflate", "gzip, gzip", "zstd"])
+async def test_other_encodings_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedMedia):
+        await read_body(request_of([b"abc"], {"content-encoding": name}), 1000, 5)
+
+
+@pytest.mark.parametrize(
+    ("declared", "body", "kind"),
+    [
+        ("application/json", b"{}", "json"),
+        ("application/json; charset=utf-8", b"nonsense", "json"),
+        ("application/vnd.x+json", b"{}", "json"),
+        ("multipart/form-data; boundary=x", b"", "multipart"),
+        ("image/png", PNG, "image"),
+        ("image/jpg", encoded(pictures(1)[0], "JPEG"), "image"),
+        ("IMAGE/PNG", b"damaged", "image"),
+        (None, PNG, "image"),
+        (None, b'{"inputs": []}', "json"),
+        ("application/octet-stream", encoded(pictures(1)[0], "BMP"), "image"),
+        ("application/x-www-form-urlencoded", encoded(pictures(1)[0], "WEBP"), "image"),
+    ],
+)
+def test_the_content_type_or_else_the_first_bytes_say_what_it_is(declared: str | None, body: bytes, kind: str) -> None:
+    assert media_type(Headers({} if declared is None else {"content-type": declared}), body) == kind
+
+
+@pytest.mark.parametrize(
+    ("declared", "body"),
+    [
+        ("text/plain", PNG),
+        ("image/gif", b"GIF89a"),
+        ("image/png", encoded(pictures(1)[0], "JPEG")),
+        ("application/octet-stream", b"{}"),
+        ("", b"hello"),
+        ("application/x-www-form-urlencoded", b"a=b"),
+    ],
+)
+def test_anything_else_is_an_unsupported_type(declared: str, body: bytes) -> None:
+    with pytest.raises(UnsupportedMedia):
+        media_type(Headers({"content-type": declared}), body)
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+def test_json_is_read_as_json_reads_it() -> None:
+    document = {"a": [1, 2.5, "é\"[{", None, True, {"b": -1e-300}], "c": "x" * 10_000}
+    assert parse_json(json.dumps(document).encode()) == document
+    assert parse_json(nested(32)) is not None
+    assert parse_json(json.dumps(["[" * 50, "{\\" * 50] + [[]] * 40).encode())[0] == "[" * 50
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1,]",
+        b"{'a': 1}",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+        b"NaN",
+        b"[-Infinity]",
+        b'{"a": 1, "a": 2}',
+        b'{"a": {"b": 1, "b": 1}}',
+        b"9" * 5000,
+        nested(33),
+        nested(100_000),
+        b'{"a":' * 250_000,
+        b"[" * 40 + b'"' + b'\\"' * 20,
+        b"{} {}",
+        b'"\x00"',
+    ],
+    ids=range(18),
+)
+def test_what_is_not_strict_json_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        parse_json(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 40 + b'"' + b'\\"' * 500_000, b"[" * 40 + b'"\\' * 500_000, b"[" * 40 + b"\\" * 1_000_000, b'"' * 999_999],
+    ids=["open string of escaped quotes", "quotes and backslashes", "backslashes", "quotes"],
+)
+def test_no_body_makes_the_depth_check_slow(body: bytes) -> None:
+    began = time.perf_counter()
+    with pytest.raises(MalformedRequest):
+        parse_json(body)
+    assert time.perf_counter() - began < 1.0
+
+
+def form_body(*parts: tuple[str, bytes], boundary: str = "X") -> bytes:
+    lines = b"".join(f"--{boundary}\r\n{head}\r\n\r\n".encode() + data + b"\r\n" for head, data in parts)
+    return lines + f"--{boundary}--\r\n".encode()
+
+
+def part(name: str, file: str | None = None) -> str:
+    return f'Content-Disposition: form-data; name="{name}"' + (f'; filename="{file}"' if file is not None else "")
+
+
+FORM = Headers({"content-type": "multipart/form-data; boundary=X"})
+
+
+async def test_a_form_keeps_files_in_order_and_every_value_of_a_field() -> None:
+    body = form_body(
+        (part("file", "a.png"), PNG),
+        (part("label"), b"x"),
+        (part("file", "b.png"), b"two\r\n-X"),
+        (part("label"), "é".encode()),
+    )
+    form = await parse_multipart(FORM, body, 10)
+    assert [(file.name, file.data) for file in form.files] == [("a.png", PNG), ("b.png", b"two\r\n-X")]
+    assert form.fields == {"label": ["x", "é"]}
+
+
+async def test_a_form_with_too_many_files_is_refused() -> None:
+    body = form_body(*[(part("file", f"{k}.png"), b"x") for k in range(4)])
+    assert len((await parse_multipart(FORM, body, 4)).files) == 4
+    with pytest.raises(BodyTooLarge):
+        await parse_multipart(FORM, body, 3)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ("multipart/form-data", b"--X--"),
+        ("multipart/form-data; boundary=", b"--X--"),
+        ("multipart/form-data; boundary=X", b"garbage"),
+        ("multipart/form-data; boundary=X", form_body(("Content-Type: text/plain", b"x"))),
+        ("multipart/form-data; boundary=X", form_body((part("file", "a"), b"x"))[:-8]),
+        ("multipart/form-data; boundary=X", form_body(("bad header", b"x"))),
+    ],
+    ids=["no boundary", "empty boundary", "garbage", "no name", "cut", "bad header"],
+)
+async def test_a_broken_form_is_malformed(headers: str, body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        await parse_multipart(Headers({"content-type": headers}), body, 10)
+
+
+def test_what_does_not_fit_is_named_but_not_repeated() -> None:
+    document: dict[str, Any] = {"inputs": [{"image": 5}, {"image": "SECRET", "wrong": "SECRET"}], "top_k": "SECRET"}
+    with pytest.raises(InvalidRequest) as caught:
+        validate(PredictRequest, document)
+    assert [error["loc"] for error in caught.value.errors] == ["top_k", "inputs.0.image", "inputs.1.wrong"]
+    assert "SECRET" not in str(caught.value) + str(caught.value.errors)
+
+
+def test_at_most_ten_places_are_named() -> None:
+    with pytest.raises(InvalidRequest, match="and 49 more") as caught:
+        validate(PredictRequest, {"inputs": [{"image": 5}] * 50})
+    assert len(caught.value.errors) == 10
+
+
+def test_text_fields_become_numbers_where_they_are_numbers() -> None:
+    assert validate_strings(PredictOptions, {"top_k": "3"}).top_k == 3
+    options = validate_strings(LossOptions, {"gamma": "0.5", "alpha": "0.25", "from": "image", "return_gradient": "true"})
+    assert (options.gamma, options.alpha, options.source, options.return_gradient) == (0.5, 0.25, "image", True)
+    for wrong in ({"gamma": "nan"}, {"gamma": "-1"}, {"gamma": "x"}, {"gama": "1"}, {"ignore_index": "1.5"}):
+        with pytest.raises(InvalidRequest):
+            validate_strings(LossOptions, wrong)

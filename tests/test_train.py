@@ -1,0 +1,233 @@
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from models.bundle import Bundle, read_bundle
+from models.image import load_input
+from models.tasks import TASKS
+from scripts import train
+from scripts.config import parse_config
+from tests.pictures import copy_garments, draw_folders, draw_list, quiet_environment
+
+FAST = ["--threads", "1", "--batch-size", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folders(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def train_bundle(data: Path, out: Path, *flags: str) -> Bundle:
+    assert train.main([str(data), "--out", str(out), *FAST, *flags]) == 0
+    return read_bundle(out / "1")
+
+
+def answers(bundle: Bundle, files: list[Path]) -> list[tuple[str, ...]]:
+    """The predicted labels of image files, by the bundle alone."""
+    session = onnxruntime.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
+    images = np.stack([load_input(file.read_bytes(), bundle.card.input).pixels for file in files])
+    logits = np.asarray(session.run(["logits"], {"image": images})[0], np.float64)
+    return [each.labels for each in TASKS[bundle.card.task].predict(logits, bundle.card, 3)]
+
+
+@pytest.fixture(scope="module")
+def multiclass(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifacts") / "pictures"
+    train_bundle(folders, out, "--epochs", "6", "--alpha", "class-balanced")
+    return out
+
+
+def test_a_trained_bundle_knows_its_classes(folders: Path, multiclass: Path) -> None:
+    bundle = read_bundle(multiclass / "1")
+    files = sorted(folders.glob("*/*.png"))
+    right = [found == (file.parent.name,) for found, file in zip(answers(bundle, files), files, strict=True)]
+    assert sum(right) / len(right) > 0.9
+
+
+def test_the_card_tells_all_that_was_done(folders: Path, multiclass: Path) -> None:
+    card = read_bundle(multiclass / "1").card
+    assert (card.name, card.version, card.task) == ("pictures", "1", "multiclass")
+    assert card.labels == ["barred", "plain", "red"]
+    assert (card.input.height, card.input.width) == (16, 16)
+    assert [facts.train_count for facts in card.classes] == [17, 17, 17]
+    assert [facts.validation_count for facts in card.classes] == [3, 3, 3]
+    assert card.loss.gamma == card.calibration.gamma == 2.0
+    assert card.loss.alpha == pytest.approx([1.0, 1.0, 1.0])
+    assert card.training["epochs"] == 6 and 1 <= card.training["best_epoch"] <= 6
+    assert {"accuracy", "macro_f1", "nll", "ece", "ece_uncalibrated"} <= card.metrics.keys()
+    assert card.parity_max_difference <= 1e-4
+    assert len(card.data_fingerprint) == 64
+
+
+def test_training_leaves_its_best_and_last_checkpoint(multiclass: Path) -> None:
+    assert {"best.pt", "last.pt"} <= {file.name for file in (multiclass / "run").iterdir()}
+    best = torch.load(multiclass / "run" / "best.pt", weights_only=True)
+    assert best["epoch"] == read_bundle(multiclass / "1").card.training["best_epoch"]
+
+
+def test_a_complete_run_is_not_run_again_by_resume(
+    folders: Path, multiclass: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--epochs", "6", "--alpha", "class-balanced", "--resume"]
+    assert train.main([str(folders), "--out", str(multiclass), *FAST, *flags]) == 0
+    shown = capsys.readouterr()
+    assert "complete already" in shown.err
+    assert shown.out == f"{multiclass / '1'}\n"
+    assert not (multiclass / "2").exists()
+
+
+def test_weights_of_another_number_of_classes_are_loaded_but_for_the_head(
+    multiclass: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = draw_list(tmp_path / "data", multilabel=True, count=12, val_from=8)
+    weights = multiclass / "run" / "best.pt"
+    parts = train.read_parts(parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)]))
+    config = parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)])
+    job = train.build_job(config, parts, torch.device("cpu"))
+    assert "fc.weight [3, 96] was not loaded: this model has [2, 96]" in capsys.readouterr().err
+    saved = torch.load(weights, weights_only=True)["model"]
+    own = job.served.net.state_dict()
+    assert all(torch.equal(own[name], saved[name]) for name in own if not name.startswith("fc."))
+    prior = parts.counts / len(parts.train)
+    assert own["fc.bias"].numpy() == pytest.approx(np.log(prior / (1 - prior)), abs=1e-6)
+
+
+def test_a_multilabel_list_with_a_split_column_trains_with_sigmoid_focal_loss(tmp_path: Path) -> None:
+    data = draw_list(tmp_path / "data", multilabel=True)
+    bundle = train_bundle(data, tmp_path / "both", "--epochs", "12", "--alpha", "balanced")
+    card = bundle.card
+    assert (card.task, card.labels, card.outputs) == ("multilabel", ["bar", "red"], 2)
+    assert [facts.validation_count for facts in card.classes] == [6, 6]
+    assert card.loss.alpha == [0.5, 0.5]
+    assert {"map", "exact_match", "macro_f1"} <= card.metrics.keys()
+    found = answers(bundle, [data.parent / f"{k:03d}.png" for k in range(40, 44)])
+    assert [set(each) for each in found] == [set(), {"bar"}, {"red"}, {"bar", "red"}]
+
+
+def test_a_binary_list_trains_one_logit(tmp_path: Path) -> None:
+    data = draw_list(tmp_path / "data", multilabel=False)
+    bundle = train_bundle(data, tmp_path / "bars", "--epochs", "10", "--alpha", "0.5", "--gamma", "1")
+    card = bundle.card
+    assert (card.task, card.labels, card.outputs) == ("binary", ["0", "1"], 1)
+    assert card.loss.alpha == 0.5
+    assert "average_precision" in card.metrics
+    assert card.classes[0].decision_threshold == pytest.approx(1 - card.classes[1].decision_threshold)
+    files = [data.parent / f"{k:03d}.png" for k in range(40, 44)]
+    assert answers(bundle, files) == [("0",), ("1",), ("0",), ("1",)]
+
+
+@pytest.mark.slow
+def test_real_garments_train_through_the_command_line(tmp_path: Path) -> None:
+    data = copy_garments(tmp_path / "g", tmp_path / "all", ["Trouser", "Sneaker", "T-shirt"], 40)
+    out = tmp_path / "garments"
+    command = [sys.executable, "-m", "scripts.train", str(data), "--out", str(out), "--epochs", "4", *FAST]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out / '1'}\n"
+    assert "gamma: 2.0" in done.stderr and "imbalance 1.0 : 1" in done.stderr
+    assert "epoch 4/4: loss" in done.stderr and "torch and ONNX Runtime differ by" in done.stderr
+    assert "warning" not in done.stderr.lower()
+    card = read_bundle(out / "1").card
+    assert card.metrics["accuracy"].value > 0.8
+    assert (card.input.height, card.input.width) == (28, 28)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_files_of_its_batch(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([str(folders), "--out", str(tmp_path / "m"), *FAST, "--lr", "1e30", "--epochs", "3"]) == 1
+    shown = capsys.readouterr().err
+    assert "error: the loss is" in shown and "try a lower --lr" in shown
+    named = [word.strip(",") for word in shown.split() if word.strip(",").endswith(".png")]
+    assert len(named) == 8 and all((folders / name).is_file() for name in named)
+    for file in (tmp_path / "m" / "run").glob("*.pt"):
+        saved = torch.load(file, weights_only=True)["model"]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
+    assert not (tmp_path / "m" / "1").exists()
+
+
+def test_the_settings_are_said_first_and_can_be_printed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--print-config", "--gamma", "1.5"]) == 0
+    shown = capsys.readouterr()
+    assert "gamma: 1.5\n" in shown.out and shown.err == ""
+
+
+def test_a_dry_run_shows_the_data_and_writes_nothing(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([str(folders), "--out", str(tmp_path / "m"), *FAST, "--dry-run"]) == 0
+    shown = capsys.readouterr().err
+    assert "51 training and 9 validation images" in shown and "imbalance 1.0 : 1" in shown
+    assert "7 batches of (16, 16, 3)" in shown
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--net", "vgg"], "unknown network 'vgg'"),
+        (["--alpha", "0.25"], "--alpha with one number is for multilabel and binary"),
+        (["--labels", "red,plain"], "unknown label 'barred'"),
+        (["--weights", "absent.pt"], "absent.pt cannot be opened"),
+    ],
+)
+def test_bad_input_is_two_lines_and_exit_code_2(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert train.main([str(folders), "--out", str(tmp_path / "m"), *FAST, *flags]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert shown.splitlines()[-1] == "help: focalserve train --help"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_asked_for_without_a_device_is_refused(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([str(folders), "--out", str(tmp_path / "m"), "--device", "cuda"]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m").write_text("a file where the folder should be")
+    assert train.main([str(folders), "--out", str(tmp_path / "m"), *FAST]) == 2
+    shown = capsys.readouterr().err
+    assert "cannot be written" in shown and "epoch" not in shown.replace("epochs:", "")
+
+
+def test_a_version_is_written_once(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m" / "2").mkdir(parents=True)
+    assert train.main([str(folders), "--out", str(tmp_path / "m"), *FAST, "--version", "2"]) == 2
+    assert "exists already; a version is written once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_learning_rate_rises_then_follows_its_schedule(schedule: str) -> None:
+    config = parse_config(["d", "--out", "o", "--lr", "0.1", "--warmup", "0.2", "--schedule", schedule])
+    rates = [train.learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1 / 20) and rates[19] == rates[20] == pytest.approx(0.1)
+    assert all(before <= after for before, after in itertools.pairwise(rates[:21]))
+    if schedule == "constant":
+        assert set(rates[20:]) == {0.1}
+    else:
+        assert rates[60] == pytest.approx(0.1 * (0.01 + 0.495)) and rates[99] == pytest.approx(0.001, rel=0.1)
+
+
+def test_patience_ends_a_training_that_gets_no_better(folders: Path, tmp_path: Path) -> None:
+    config = parse_config([str(folders), "--out", str(tmp_path / "m"), *FAST, "--epochs", "9", "--patience", "2"])
+    at = train.Progress(epoch=4, stale=2, best=0.5)
+    job = train.build_job(config, train.read_parts(config), torch.device("cpu"))
+    train.fit(job, at, train.Interrupts())
+    assert at.epoch == 4
+    assert json.dumps(at.best) == "0.5" and math.isfinite(at.seconds)
