@@ -83,7 +83,8 @@ def find_bundles(root: Path) -> list[Path]:
         raise BundleError(f"{relative_name(root)}: there is no such folder")
     found = [root] if (root / CARD_FILE).is_file() else []
     for pattern in ("*", "*/*"):
-        found += [card.parent for card in root.glob(f"{pattern}/{CARD_FILE}") if not card.parent.name.startswith(".")]
+        inside = [card.parent for card in root.glob(f"{pattern}/{CARD_FILE}")]
+        found += [folder for folder in inside if not _is_hidden(folder.relative_to(root))]
     return sorted(found, key=lambda folder: (str(folder.parent), version_key(folder.name)))
 
 
@@ -96,6 +97,10 @@ def next_version(root: Path) -> str:
 def version_key(version: str) -> tuple[int, int, str]:
     """Sorts versions: names first, then whole numbers by value."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path) -> bytes:

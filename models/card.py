@@ -167,9 +167,12 @@ class ModelCard(_Part):
             raise ValueError("a binary model has exactly two labels: negative, positive")
         if [facts.label for facts in self.classes] != self.labels:
             raise ValueError("classes must list the labels, in their order")
+        if self.quantile_levels != sorted(self.quantile_levels):
+            raise ValueError("quantile_levels must ascend")
         for facts in self.classes:
-            if facts.loss_quantiles and len(facts.loss_quantiles) != len(self.quantile_levels):
-                raise ValueError(f"loss_quantiles of {facts.label!r} must be one per quantile level, or none")
+            quantiles = facts.loss_quantiles
+            if quantiles and (len(quantiles) != len(self.quantile_levels) or quantiles != sorted(quantiles)):
+                raise ValueError(f"loss_quantiles of {facts.label!r} must ascend, one per quantile level")
         if isinstance(self.loss.alpha, list) and len(self.loss.alpha) != self.outputs:
             raise ValueError(f"loss.alpha must hold {self.outputs} weights, one per output")
         if len(self.golden.logits) != self.outputs:

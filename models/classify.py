@@ -60,7 +60,10 @@ class Multiclass:
         )
         safe = np.where(valid[:, None], rows, 0.0)
         log_p = log_softmax(safe)
-        log_given = terms.log_pt if hard and terms.log_pt is not None else (targets * log_p).sum(axis=1)
+        if hard:
+            log_given = log_p[np.arange(len(rows)), given] if terms.log_pt is None else terms.log_pt
+        else:
+            log_given = (targets * log_p).sum(axis=1)
         p = np.exp(log_p)
         honest = np.where(raw[:, None], probabilities(safe, "softmax", card.calibration), p)
         suggested = confident_label(honest, _column(card, "confidence_threshold"))
@@ -84,7 +87,7 @@ class Multilabel:
     def targets(self, label: Any, card: ModelCard) -> NDArray[Any]:
         """A label as (K,) float64 in [0, 1]: from a name, an index, a list of names, or K numbers."""
         count = len(card.labels)
-        if isinstance(label, list) and (not label or isinstance(label[0], str)):
+        if isinstance(label, list) and all(isinstance(name, str) for name in label):
             indices = [_index(name, card.labels) for name in label]
             if len(set(indices)) != len(indices):
                 raise InvalidLabel("a label is named twice")

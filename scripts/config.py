@@ -85,7 +85,7 @@ class TrainConfig(BaseSettings):
         2048, description="Decoded images are kept in memory up to this size; larger data is decoded anew each epoch."
     )
 
-    net: str = Field("small", description="The network; one of those that `focalserve train --help` lists at its end.")
+    net: str = Field("small", description="small, resnet18, resnet34, resnet50 or mobilenet_v2.")
     weights: Path | None = Field(None, description="File of weights to start from, such as torchvision's.")
     image_size: str = Field("auto", description="Side, or HxW; auto: that of images up to 64 pixels, else 64 or 224.")
     resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="How images are fitted.")
@@ -98,7 +98,7 @@ class TrainConfig(BaseSettings):
     label_smoothing: Share = Field(0.0, description="Share of each label that is spread over the classes.")
 
     epochs: Annotated[int, Field(ge=1)] = Field(15, description="Passes over the training part, at most.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Images per step.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images per step.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum 0.9.")
     lr: Positive = Field(3e-3, description="Highest learning rate.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
@@ -110,7 +110,9 @@ class TrainConfig(BaseSettings):
     flip: bool = Field(True, description="Mirror half of the training images left to right.")
     crop: bool = Field(True, description="Shift and scale training images at random by up to a tenth.")
     patience: Annotated[int, Field(ge=0)] = Field(0, description="Epochs without a better score until it ends; 0: all.")
-    monitor: Literal["macro_f1", "nll"] = Field("macro_f1", description="Validation score of the best epoch.")
+    monitor: Literal["macro_f1", "nll"] = Field(
+        "macro_f1", description="Validation score; the latest epoch within one standard error of its best is kept."
+    )
     save_every: Positive = Field(60.0, description="Seconds between checkpoints within an epoch.")
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Of the split, the order, the weights.")

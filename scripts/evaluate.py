@@ -60,6 +60,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Score:
+    """A score of one epoch, and its standard error over the draw of the images."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
 class Report:
     """All that was measured.
 
@@ -72,14 +80,16 @@ class Report:
     classes: list[ClassFacts]
 
 
-def score_epoch(held: HeldOut, gamma: float) -> dict[str, float]:
+def score_epoch(held: HeldOut, gamma: float) -> dict[str, Score]:
     """The two scores an epoch is judged by: macro_f1 and nll (after focal loss's inverse, without a temperature)."""
     p, truth = held.probabilities(Calibration(gamma=gamma)), held.truth
-    thresholds = np.full(truth.shape[1], 0.5)
-    rows = np.ones((1, len(truth)))
+    predicted = _predict(held.task, p, np.full(truth.shape[1], 0.5))
+    nll = _row_nll(held.task, p, truth)
+    draws = np.concatenate([np.ones((1, len(truth))), _draw_weights(np.random.default_rng(0), len(truth))])
+    f1 = _macro_f1(draws, truth, predicted)
     return {
-        "macro_f1": float(_macro_f1(rows, truth, _predict(held.task, p, thresholds))[0]),
-        "nll": float(_row_nll(held.task, p, truth).mean()),
+        "macro_f1": Score(float(f1[0]), float(np.nanstd(f1[1:]))),
+        "nll": Score(float(nll.mean()), float(nll.std() / np.sqrt(len(nll)))),
     }
 
 
@@ -170,9 +180,9 @@ def measure(task: TaskName, p: Floats, raw: Floats, truth: Bools, predicted: Boo
     count = len(truth)
     points = _metrics(np.ones((1, count)), task, p, raw, truth, predicted)
     rng = np.random.default_rng(0)
-    even = np.full(count, 1.0 / count)
-    draws_of = [rng.multinomial(count, even, _CHUNK).astype(float) for _ in range(_REPLICATES // _CHUNK)]
-    chunks = [_metrics(weights, task, p, raw, truth, predicted) for weights in draws_of]
+    chunks = [
+        _metrics(_draw_weights(rng, count), task, p, raw, truth, predicted) for _ in range(_REPLICATES // _CHUNK)
+    ]
     out = {}
     for name, point in points.items():
         value = float(point[0])
@@ -196,6 +206,11 @@ def format_report(report: Report) -> str:
     for name, each in report.metrics.items():
         lines.append(f"{name:18} {each.value:.4f}  (95 %: {each.low:.4f} to {each.high:.4f})")
     return "\n".join(lines)
+
+
+def _draw_weights(rng: np.random.Generator, count: int) -> Floats:
+    """How often each of `count` images is drawn in each of 50 bootstrap replicates, (50, count)."""
+    return rng.multinomial(count, np.full(count, 1.0 / count), _CHUNK).astype(np.float64)
 
 
 def _predict(task: TaskName, p: Floats, thresholds: Floats) -> Bools:

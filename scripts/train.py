@@ -23,7 +23,7 @@ from models.nets.export import export_net
 from scripts.batches import Indices, augment, decode_sample, epoch_batches, prefetch
 from scripts.checkpoint import BEST, LAST, load_checkpoint, locked, remove_checkpoints, save_checkpoint
 from scripts.config import RUN_FOLDER, TrainConfig, parse_config
-from scripts.evaluate import HeldOut, evaluate, format_report, score_epoch
+from scripts.evaluate import HeldOut, Score, evaluate, format_report, score_epoch
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.job import Job, build_job, choose_device, read_parts, say
 
@@ -232,20 +232,29 @@ def predict_validation(job: Job) -> HeldOut:
     return HeldOut(job.parts.data.task, logits, job.val_targets)
 
 
-def end_epoch(job: Job, at: Progress, scores: dict[str, float], steps: int) -> None:
-    """Says how the epoch went, keeps its weights where they are the best so far, and saves."""
-    score = scores["macro_f1"] if job.config.monitor == "macro_f1" else -scores["nll"]
-    better = at.best is None or score > at.best
+def end_epoch(job: Job, at: Progress, scores: dict[str, Score], steps: int) -> None:
+    """Says how the epoch went, keeps its weights if they are as good as the best so far, and saves.
+
+    As good: within one standard error of the best score. Of epochs that the validation part cannot tell apart the
+    latest is kept, because by then the learning rate has come down.
+    """
+    monitored = scores[job.config.monitor]
+    score = monitored.value if job.config.monitor == "macro_f1" else -monitored.value
+    kept = at.best is None or score >= at.best - monitored.error
     left = at.seconds / (at.epoch + 1) * (job.config.epochs - at.epoch - 1)
     say(
         f"epoch {at.epoch + 1}/{job.config.epochs}: loss {at.loss_sum / steps:.4f}, "
-        f"validation macro-F1 {scores['macro_f1']:.4f}, nll {scores['nll']:.4f}; "
-        f"{at.seconds:.0f} s, {left:.0f} s left{' *' if better else ''}"
+        f"validation macro-F1 {scores['macro_f1'].value:.4f}, nll {scores['nll'].value:.4f}; "
+        f"{at.seconds:.0f} s, {left:.0f} s left{' *' if kept else ''}"
     )
-    at.best, at.best_epoch, at.stale = (score, at.epoch + 1, 0) if better else (at.best, at.best_epoch, at.stale + 1)
-    if better:
-        save_checkpoint(job.folder / BEST, {"model": job.served.net.state_dict(), "epoch": at.best_epoch})
+    if at.best is None or score > at.best:
+        at.best, at.stale = score, 0
+    else:
+        at.stale += 1
     at.epoch, at.batch, at.loss_sum = at.epoch + 1, 0, 0.0
+    if kept:
+        at.best_epoch = at.epoch
+        save_checkpoint(job.folder / BEST, {"model": job.served.net.state_dict(), "epoch": at.epoch})
     save(job, at)
 
 
@@ -259,7 +268,7 @@ def export(job: Job, at: Progress) -> str:
     held = predict_validation(job)
     calibration = calibrate(held.logits, held.targets, held.activation, config.gamma)
     report = evaluate(held, parts.data.labels, parts.counts, len(parts.train), job.loss, calibration)
-    say(f"best epoch {at.best_epoch}, temperature {calibration.temperature:.3f}, {len(parts.val)} validation images:")
+    say(f"kept epoch {at.best_epoch}, temperature {calibration.temperature:.3f}, {len(parts.val)} validation images:")
     say(format_report(report))
     out = config.out or Path()
     facts = {

@@ -143,8 +143,10 @@ def _check_graph(session: ort.InferenceSession, card: ModelCard) -> None:
     inside = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if inside is None:
         raise BundleError(f"model.onnx: metadata_props has no {METADATA_KEY}")
-    if ModelCard.parse(inside, "model.onnx metadata") != card.model_copy(update={"sha256": None}):
-        raise BundleError("card.json is not the card that model.onnx was exported with")
+    exported = ModelCard.parse(inside, "model.onnx metadata").model_copy(update={"sha256": card.sha256})
+    other = [name for name in ModelCard.model_fields if getattr(card, name) != getattr(exported, name)]
+    if other:
+        raise BundleError(f"card.json is not the card that model.onnx was exported with: {', '.join(other)} differ")
 
 
 def _check_golden(engine: Engine) -> None:

@@ -94,7 +94,7 @@ class LossInput(_Wire):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if [self.image, self.logits, self.probabilities].count(None) != 2:
+        if sum(part is not None for part in (self.image, self.logits, self.probabilities)) != 1:
             raise ValueError("give exactly one of image, logits, probabilities")
         return self
 
@@ -158,7 +158,7 @@ class LossRequest(LossOptions):
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         rows = self.logits if self.logits is not None else self.probabilities
-        if [self.inputs, self.logits, self.probabilities].count(None) != 2:
+        if sum(part is not None for part in (self.inputs, self.logits, self.probabilities)) != 1:
             raise ValueError("give exactly one of inputs, logits, probabilities")
         if rows is None:
             if self.labels is not None or self.ids is not None:

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from models.bundle import write_bundle
 from models.card import Calibration, ClassFacts, ImageInput, LossSpec, ModelCard
 from models.image import Pixels
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 GARMENTS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 TAGS = ["striped", "long", "dark", "new"]

@@ -25,6 +25,11 @@ SIZE = 8
 Json = dict[str, Any]
 
 
+def settings_of(**values: Any) -> Settings:
+    """Settings; what is left out has its default."""
+    return Settings(**values)
+
+
 @asynccontextmanager
 async def running(settings: Settings, wait: bool = True) -> AsyncGenerator[httpx.AsyncClient]:
     """A client of the app with its lifespan running; by default once /readyz says 200."""

@@ -157,7 +157,7 @@ def nested(depth: int) -> bytes:
 
 
 def test_json_is_read_as_json_reads_it() -> None:
-    document = {"a": [1, 2.5, "é\"[{", None, True, {"b": -1e-300}], "c": "x" * 10_000}
+    document = {"a": [1, 2.5, 'é"[{', None, True, {"b": -1e-300}], "c": "x" * 10_000}
     assert parse_json(json.dumps(document).encode()) == document
     assert parse_json(nested(32)) is not None
     assert parse_json(json.dumps(["[" * 50, "{\\" * 50] + [[]] * 40).encode())[0] == "[" * 50
@@ -268,7 +268,9 @@ def test_at_most_ten_places_are_named() -> None:
 
 def test_text_fields_become_numbers_where_they_are_numbers() -> None:
     assert validate_strings(PredictOptions, {"top_k": "3"}).top_k == 3
-    options = validate_strings(LossOptions, {"gamma": "0.5", "alpha": "0.25", "from": "image", "return_gradient": "true"})
+    options = validate_strings(
+        LossOptions, {"gamma": "0.5", "alpha": "0.25", "from": "image", "return_gradient": "true"}
+    )
     assert (options.gamma, options.alpha, options.source, options.return_gradient) == (0.5, 0.25, "image", True)
     for wrong in ({"gamma": "nan"}, {"gamma": "-1"}, {"gamma": "x"}, {"gama": "1"}, {"ignore_index": "1.5"}):
         with pytest.raises(InvalidRequest):

@@ -143,7 +143,9 @@ def test_a_model_that_answers_its_golden_input_with_nan_is_refused() -> None:
 
 
 def test_other_labels_in_the_card_than_in_the_graph_are_refused() -> None:
-    refused(bundle(linear_card(["a", "c", "b"], WEIGHTS), inside=linear_card(LABELS, WEIGHTS)), "not the card that")
+    refused(
+        bundle(linear_card(["a", "c", "b"], WEIGHTS), inside=linear_card(LABELS, WEIGHTS)), "labels, classes differ"
+    )
 
 
 def test_a_graph_without_a_card_inside_is_refused() -> None:
@@ -174,7 +176,12 @@ def test_a_graph_of_another_size_or_another_number_of_classes_is_refused() -> No
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda graph: b"", lambda graph: b"garbage" * 100, lambda graph: graph[: len(graph) // 2], lambda graph: graph[:9]],
+    [
+        lambda graph: b"",
+        lambda graph: b"garbage" * 100,
+        lambda graph: graph[: len(graph) // 2],
+        lambda graph: graph[:9],
+    ],
     ids=["empty", "garbage", "half", "nine bytes"],
 )
 def test_what_is_not_a_graph_is_refused(spoil: Callable[[bytes], bytes]) -> None:

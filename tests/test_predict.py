@@ -8,14 +8,14 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from models.bundle import read_bundle
 from models.calibration import probabilities
 from models.card import Calibration, ClassFacts
 from models.image import load_input
 from service.engine import Engine
-from service.settings import Settings
-from tests.serving import SIZE, b64, encoded, pictures, png_of, problem_of, running, write_linear
+from tests.serving import SIZE, b64, encoded, pictures, png_of, problem_of, running, settings_of, write_linear
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 IMAGES = pictures(6)
@@ -24,7 +24,7 @@ PNGS = [png_of(image) for image in IMAGES]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(artifacts: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    async with running(Settings(artifacts=artifacts, device="cpu")) as client:
+    async with running(settings_of(artifacts=artifacts, device="cpu")) as client:
         yield client
 
 
@@ -120,10 +120,19 @@ async def test_a_model_is_asked_by_name(http: httpx.AsyncClient) -> None:
     problem_of(await http.post("/predict?model=other", content=PNGS[0]), 404, "not-found")
 
 
-async def test_orientation_and_size_of_the_picture_do_not_matter(http: httpx.AsyncClient) -> None:
-    big = np.kron(IMAGES[0], np.ones((4, 4, 1), np.uint8))
-    [small], [large] = await predict(http, PNGS[0]), await predict(http, png_of(big))
-    np.testing.assert_allclose(large["probabilities"], small["probabilities"], atol=0.02)
+async def test_a_picture_stored_lying_is_answered_upright(http: httpx.AsyncClient) -> None:
+    upright = IMAGES[0]
+    flipped = upright[:, ::-1]
+    turned = upright.transpose(1, 0, 2)
+    stored = [upright, flipped, upright[::-1, ::-1], upright[::-1], turned, np.rot90(upright)]
+    stored += [turned[::-1, ::-1], np.rot90(upright, -1)]
+    files = []
+    for orientation, pixels in enumerate(stored, start=1):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        files.append(encoded(np.ascontiguousarray(pixels), "PNG", exif=exif))
+    for item in await predict(http, *files):
+        np.testing.assert_allclose(item["probabilities"], (await predict(http, PNGS[0]))[0]["probabilities"], rtol=1e-4)
 
 
 async def test_the_same_request_among_others_always_gets_the_same_answer(http: httpx.AsyncClient) -> None:
@@ -136,7 +145,7 @@ async def test_the_same_request_among_others_always_gets_the_same_answer(http: h
 
 
 async def test_a_multilabel_model_names_every_class_above_its_threshold(multilabel_artifacts: Path) -> None:
-    async with running(Settings(artifacts=multilabel_artifacts, device="cpu")) as http:
+    async with running(settings_of(artifacts=multilabel_artifacts, device="cpu")) as http:
         [info] = (await http.get("/models")).json()
         for item in await predict(http, *PNGS):
             p = item["probabilities"]
@@ -147,7 +156,7 @@ async def test_a_multilabel_model_names_every_class_above_its_threshold(multilab
 
 
 async def test_a_binary_model_says_both_probabilities(binary_artifacts: Path) -> None:
-    async with running(Settings(artifacts=binary_artifacts, device="cpu")) as http:
+    async with running(settings_of(artifacts=binary_artifacts, device="cpu")) as http:
         [info] = (await http.get("/models")).json()
         for item in await predict(http, *PNGS, top_k=1):
             no, yes = item["probabilities"]
@@ -164,7 +173,7 @@ async def test_a_binary_decision_keeps_to_its_threshold(tmp_path: Path) -> None:
         for label, threshold in (("no", 0.5), ("yes", 1.0))
     ]
     write_linear(tmp_path, ["no", "yes"], task="binary", classes=classes, calibration=Calibration(temperature=50.0))
-    async with running(Settings(artifacts=tmp_path, device="cpu")) as http:
+    async with running(settings_of(artifacts=tmp_path, device="cpu")) as http:
         for item in await predict(http, *(png_of(image) for image in pictures(4, SIZE))):
             assert item["label"] == "no"
 
@@ -174,20 +183,20 @@ async def test_of_two_models_the_named_or_the_default_one_answers(tmp_path: Path
         write_linear(tmp_path, [f"{name}-a", f"{name}-b"], name=name)
     write_linear(tmp_path, ["new-a", "new-b"], name="first", version="10")
     data = png_of(pictures(1, SIZE)[0])
-    async with running(Settings(artifacts=tmp_path, device="cpu")) as http:
+    async with running(settings_of(artifacts=tmp_path, device="cpu")) as http:
         first = (await http.post("/predict?model=first", content=data)).json()
         assert first["model"] == {"name": "first", "version": "10"}
         assert first["predictions"][0]["label"].startswith("new-")
         found = problem_of(await http.post("/predict", content=data), 404, "not-found")
         assert "first, second" in found["detail"]
-    async with running(Settings(artifacts=tmp_path, device="cpu", default_model="second")) as http:
+    async with running(settings_of(artifacts=tmp_path, device="cpu", default_model="second")) as http:
         assert (await http.post("/predict", content=data)).json()["model"]["name"] == "second"
 
 
 async def test_an_answer_that_is_not_a_number_is_that_items_error_alone(tmp_path: Path) -> None:
     write_linear(tmp_path, divide=True)
     good, black = png_of(pictures(1, SIZE)[0]), png_of(np.zeros((SIZE, SIZE, 3), np.uint8))
-    async with running(Settings(artifacts=tmp_path, device="cpu")) as http:
+    async with running(settings_of(artifacts=tmp_path, device="cpu")) as http:
         found = await predict(http, good, black, good)
         assert ["error" in item for item in found] == [False, True, False]
         assert found[1]["error"]["status"] == 500
@@ -200,7 +209,7 @@ async def test_an_answer_that_is_not_a_number_is_that_items_error_alone(tmp_path
 
 
 async def test_more_images_than_allowed_are_refused_whole(artifacts: Path) -> None:
-    async with running(Settings(artifacts=artifacts, device="cpu", max_images=3, queue_size=2)) as http:
+    async with running(settings_of(artifacts=artifacts, device="cpu", max_images=3, queue_size=2)) as http:
         assert len(await predict(http, *PNGS[:3])) == 3
         many = {"inputs": [{"image": b64(data)} for data in PNGS[:4]]}
         problem_of(await http.post("/predict", json=many), 413, "too-large")
@@ -209,7 +218,7 @@ async def test_more_images_than_allowed_are_refused_whole(artifacts: Path) -> No
 
 
 async def test_no_bundle_yet_is_live_but_not_ready(tmp_path: Path) -> None:
-    async with running(Settings(artifacts=tmp_path, device="cpu"), wait=False) as http:
+    async with running(settings_of(artifacts=tmp_path, device="cpu"), wait=False) as http:
         for _ in range(100):
             await asyncio.sleep(0.01)
             answer = await http.get("/readyz")

@@ -13,10 +13,11 @@ import torch
 from scripts import train
 from scripts.checkpoint import load_checkpoint, locked
 from scripts.config import parse_config
+from scripts.interrupts import Interrupted, Interrupts
+from scripts.job import build_job, read_parts
 from tests.pictures import draw_folders, quiet_environment
 
 FLAGS = ["--threads", "1", "--device", "cpu", "--batch-size", "4", "--epochs", "12", "--alpha", "balanced"]
-STEPS = 9  # 36 images, 3 more would make a batch of their own
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def fit(data: Path, out: Path, *flags: str) -> dict[str, Any]:
     config = parse_config([str(data), "--out", str(out), *FLAGS, *flags])
     torch.set_num_threads(1)
     with locked(out / "run"):
-        job = train.build_job(config, train.read_parts(config), torch.device("cpu"))
-        train.fit(job, train.restore(job), train.Interrupts())
+        job = build_job(config, read_parts(config), torch.device("cpu"))
+        train.fit(job, train.restore(job), Interrupts())
     return last(out)
 
 
@@ -116,7 +117,7 @@ def test_a_training_killed_within_an_epoch_resumes_to_the_bit(
     assert_same_training(fit(data, tmp_path / "m", "--resume"), uninterrupted)
 
 
-class StopAfter(train.Interrupts):
+class StopAfter(Interrupts):
     """Asks to stop after a number of steps, as a signal during a step would."""
 
     def __init__(self, steps: int) -> None:
@@ -126,13 +127,13 @@ class StopAfter(train.Interrupts):
     def check(self) -> None:
         self.left -= 1
         if self.left == 0:
-            raise train.Interrupted(signal.SIGINT)
+            raise Interrupted(signal.SIGINT)
 
 
 def fit_until(data: Path, out: Path, steps: int) -> dict[str, Any]:
     config = parse_config([str(data), "--out", str(out), *FLAGS, "--resume"])
-    job = train.build_job(config, train.read_parts(config), torch.device("cpu"))
-    with pytest.raises(train.Interrupted):
+    job = build_job(config, read_parts(config), torch.device("cpu"))
+    with pytest.raises(Interrupted):
         train.fit(job, train.restore(job), StopAfter(steps))
     return last(out)
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,13 @@ import torch
 
 from models.bundle import Bundle, read_bundle
 from models.image import load_input
+from models.nets.registry import NETS
 from models.tasks import TASKS
 from scripts import train
-from scripts.config import parse_config
+from scripts.config import TrainConfig, parse_config
+from scripts.evaluate import Score
+from scripts.interrupts import Interrupts
+from scripts.job import build_job, read_parts
 from tests.pictures import copy_garments, draw_folders, draw_list, quiet_environment
 
 FAST = ["--threads", "1", "--batch-size", "8", "--device", "cpu"]
@@ -89,9 +94,9 @@ def test_weights_of_another_number_of_classes_are_loaded_but_for_the_head(
 ) -> None:
     data = draw_list(tmp_path / "data", multilabel=True, count=12, val_from=8)
     weights = multiclass / "run" / "best.pt"
-    parts = train.read_parts(parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)]))
+    parts = read_parts(parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)]))
     config = parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)])
-    job = train.build_job(config, parts, torch.device("cpu"))
+    job = build_job(config, parts, torch.device("cpu"))
     assert "fc.weight [3, 96] was not loaded: this model has [2, 96]" in capsys.readouterr().err
     saved = torch.load(weights, weights_only=True)["model"]
     own = job.served.net.state_dict()
@@ -212,6 +217,11 @@ def test_a_version_is_written_once(folders: Path, tmp_path: Path, capsys: pytest
     assert "exists already; a version is written once" in capsys.readouterr().err
 
 
+def test_the_help_names_every_net() -> None:
+    described = TrainConfig.model_fields["net"].description or ""
+    assert re.findall(r"[a-z]+[0-9_v]*", described.replace(" or ", " ")) == list(NETS)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_learning_rate_rises_then_follows_its_schedule(schedule: str) -> None:
     config = parse_config(["d", "--out", "o", "--lr", "0.1", "--warmup", "0.2", "--schedule", schedule])
@@ -224,10 +234,24 @@ def test_the_learning_rate_rises_then_follows_its_schedule(schedule: str) -> Non
         assert rates[60] == pytest.approx(0.1 * (0.01 + 0.495)) and rates[99] == pytest.approx(0.001, rel=0.1)
 
 
+def test_the_latest_epoch_as_good_as_the_best_is_kept(folders: Path, tmp_path: Path) -> None:
+    config = parse_config([str(folders), "--out", str(tmp_path / "m"), *FAST])
+    job = build_job(config, read_parts(config), torch.device("cpu"))
+    job.folder.mkdir(parents=True)
+    at = train.Progress()
+    kept = []
+    for score in (0.5, 0.7, 0.66, 0.64, 0.6):
+        train.end_epoch(job, at, {"macro_f1": Score(score, 0.05), "nll": Score(1.0, 0.1)}, steps=7)
+        kept.append(at.best_epoch)
+    assert kept == [1, 2, 3, 3, 3]
+    assert (at.best, at.stale, at.epoch) == (0.7, 3, 5)
+    assert torch.load(job.folder / "best.pt", weights_only=True)["epoch"] == 3
+
+
 def test_patience_ends_a_training_that_gets_no_better(folders: Path, tmp_path: Path) -> None:
     config = parse_config([str(folders), "--out", str(tmp_path / "m"), *FAST, "--epochs", "9", "--patience", "2"])
     at = train.Progress(epoch=4, stale=2, best=0.5)
-    job = train.build_job(config, train.read_parts(config), torch.device("cpu"))
-    train.fit(job, at, train.Interrupts())
+    job = build_job(config, read_parts(config), torch.device("cpu"))
+    train.fit(job, at, Interrupts())
     assert at.epoch == 4
     assert json.dumps(at.best) == "0.5" and math.isfinite(at.seconds)

@@ -1,0 +1,140 @@
+"""Every command and every Python block of README, run as written in a folder like the one it describes."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BY_HAND = ("make ", "python3 -m venv", ".venv/bin/pip", "focalserve demo", "focalserve serve")
+"""What other tests or the gate itself run: the environment, the demo, the server that the fixture starts."""
+
+pytestmark = pytest.mark.slow
+
+
+def commands() -> list[str]:
+    """The shell commands of the sh blocks and of the table, in README's order."""
+    found = []
+    pattern = r"```sh\n(?P<block>.*?)```|^\| `(?P<row>focalserve [^`]+)` \|"
+    for match in re.finditer(pattern, README, re.DOTALL | re.MULTILINE):
+        text = match["block"] or match["row"]
+        found += [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    return [line for line in found if not line.startswith(BY_HAND)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs in two class folders, and one beside them."""
+    root = tmp_path_factory.mktemp("readme")
+    random = np.random.default_rng(0)
+    for name, level in (("heron", 60), ("crane", 190)):
+        for i in range(20):
+            pixels = np.clip(random.normal(level, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
+            path = root / "photos" / name / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    (root / "bird.jpg").write_bytes((root / "photos/heron/0.jpg").read_bytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """A free port, in the place of README's 8000."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, port: int) -> Path:
+    """The folder after README's own training command."""
+    command = next(line for line in commands() if line.startswith("focalserve train"))
+    done = run(command, folder, port)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(trained: Path, port: int) -> Iterator[Path]:
+    """The folder with the service running, as README starts it."""
+    assert "focalserve serve artifacts\n" in README
+    arguments = ["serve", "artifacts", "--port", str(port), "--drain-seconds", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.cli", *arguments], cwd=trained, env=environment(), stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield trained
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def environment() -> dict[str, str]:
+    """The commands of this environment first in the path."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def run(command: str, folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
+    """Runs a command of README there."""
+    text = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("photos/*.jpg", "photos/*/*.jpg")
+    return subprocess.run(
+        ["bash", "-euc", text], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_readme_holds_the_commands_that_these_tests_think_it_holds() -> None:
+    verbs = {line.split()[1] for line in commands() if line.startswith("focalserve")}
+    assert verbs == {"train", "predict", "loss", "info", "doctor"}
+    assert sum(line.startswith("curl") for line in commands()) >= 3
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if not line.startswith("focalserve train")])
+def test_a_command_of_readme_works_as_written(command: str, served: Path, port: int) -> None:
+    done = run(command, served, port)
+    assert done.returncode == 0, done.stderr
+    if command.startswith("curl"):
+        assert '"model":{"name":"birds"' in done.stdout
+    if "--out issues.csv" in command:
+        assert (served / "issues.csv").read_text(encoding="utf-8").startswith("rank,image,given_label")
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_a_python_block_of_readme_runs(block: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_page_that_readme_links_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_every_file_that_the_map_names_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    floor = {"scripts": ROOT / "scripts", "service": ROOT / "service", "models": ROOT / "models"}
+    current, missing = ROOT, []
+    for line in re.search(r"```\n(.*?)```", text, re.DOTALL)[1].splitlines():  # type: ignore[index]
+        head = re.match(r"(\w+)/", line)
+        current = floor[head[1]] if head else current
+        missing += [name for name in re.findall(r"\b\w+\.py\b", line) if not list(current.rglob(name))]
+    assert missing == []
