@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     server = Server(settings)
-    log.info("focalserve on http://%s:%d, artifacts %s", settings.host, settings.port, settings.artifacts.name)
+    log.info("focalserve on http://%s:%d, models %s", settings.host, settings.port, settings.models.name)
     server.run()
     return server.exit_code
 

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
         cli_exit_on_error=False,
     )
 
-    artifacts: CliPositionalArg[Path] = Field(
+    models: CliPositionalArg[Path] = Field(
         Path("artifacts"),
         description="a bundle, or a folder of NAME/VERSION bundles; the newest of each name is served",
     )
@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads that decode images; 0: the cores this process may use"
     )
+    model_control: bool = Field(True, description="models may be loaded and unloaded through /v2/repository")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     access_log: bool = Field(False, description="a log line per request")
 
