@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: the hot routes on bare ASGI, request ids, header limits, the last catch, and every count."""
+"""The outermost ASGI layer: the hot routes, request ids, header limits, the last catch, every count."""
 
 import gzip
 import itertools

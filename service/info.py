@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from models.card import Estimate, ImageInput, LossSpec
-from service.catalog import Served
 from service.metrics import CONTENT_TYPE
 from service.openapi import PROBLEMS
+from service.served import Served
 from service.state import ServiceState
 
 router = APIRouter()

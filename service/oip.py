@@ -64,12 +64,10 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
         return _route(call, template + "/infer", await _infer(state, call, name, version))
     if call.method != "GET" or rest not in ([], ["ready"], ["stats"]):
         raise NotFound("there is no such path, or it has no such method")
-    if name == loss_model.NAME:
-        served = None
-    else:
-        served = state.served(name, version)
+    served = None if name == loss_model.NAME else state.served(name, version)
     if rest == ["ready"]:
-        return _route(call, template + "/ready", _json({"name": name, "ready": served is None or served.batcher.alive}))
+        ready = served is None or served.batcher.alive
+        return _route(call, template + "/ready", _json({"name": name, "ready": ready}))
     if rest == ["stats"]:
         return _route(call, template + "/stats", _json({"model_stats": [_stats(served)] if served else []}))
     metadata = _loss_metadata() if served is None else _metadata(state, served)

@@ -30,7 +30,7 @@ class RowAnswer:
 
 def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
     batch = TASKS[card.task].predict(np.where(finite[:, None], logits, 0.0).astype(np.float64), card)
     return [
         RowAnswer(row, batch, n) if finite[n] else InferenceFailed("the model answered numbers that are not finite")
@@ -63,4 +63,4 @@ def _fill(item: dict[str, Any], labels: Sequence[str], answer: RowAnswer, top_k:
     item["top_k"] = [{"label": labels[k], "probability": p[k]} for k in order]
     item["probabilities"] = p
     if batch.above is not None:
-        item["labels"] = [labels[k] for k in np.flatnonzero(batch.above[n])]
+        item["labels"] = [labels[k] for k in np.flatnonzero(batch.above[n]).tolist()]

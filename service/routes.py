@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
@@ -19,6 +19,8 @@ from service.scoring import Given, score_labels
 from service.served import Served
 from service.state import Encoded, ServiceState
 
+Asked = TypeVar("Asked", PredictRequest, LossRequest)
+_LONG_BODY = 64 * 1024
 _SEPARATOR = "|"
 Results = list[Timed | Exception]
 
@@ -44,7 +46,7 @@ async def loss(state: ServiceState, call: Call) -> Reply:
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
     kind = media_type(call.header(b"content-type"), body)
     if kind == "json":
-        asked = validate(LossRequest, _document(call, body))
+        asked = await _document(call, body, LossRequest)
         served, card = state.classifier(asked.model)
         return await _answer_loss(state, call, served, card, asked.items(), asked, start)
     query: dict[str, Any] = call.query()
@@ -74,7 +76,7 @@ async def _read_predict(
         query = call.query()
         return [body], [None], validate_strings(PredictOptions, query) if query else _DEFAULTS
     if kind == "json":
-        asked = validate(PredictRequest, _document(call, body))
+        asked = await _document(call, body, PredictRequest)
         return [one.image for one in asked.inputs], [one.id for one in asked.inputs], asked
     form = await parse_multipart(call.header(b"content-type"), body, state.settings.max_images)
     options = validate_strings(PredictOptions, _single(form.fields) | call.query())
@@ -110,7 +112,7 @@ async def _answer_loss(
     return _json({"model": {"name": card.name, "version": card.version}, **answer}, _timing(start, results))
 
 
-_DEFAULTS = PredictOptions()
+_DEFAULTS = PredictOptions(model=None, top_k=5)
 
 
 def _bare(result: Timed | Exception) -> Any:
@@ -135,10 +137,13 @@ def _timing(start: float, results: Results) -> bytes:
     return b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (queued, ran, total)
 
 
-def _document(call: Call, body: bytes) -> Any:
+async def _document(call: Call, body: bytes, model: type[Asked]) -> Asked:
+    """The JSON of a body; a long one in a thread, so that probes are answered meanwhile."""
     if call.query():
         raise InvalidRequest("the options of a JSON request go into its body, not into the query")
-    return parse_json(body)
+    if len(body) < _LONG_BODY:
+        return validate(model, parse_json(body))
+    return await asyncio.to_thread(lambda: validate(model, parse_json(body)))
 
 
 def _single(fields: dict[str, list[str]]) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def serve_bundle(engine: Engine, settings: Settings, metrics: Metrics) -> Served
     card = engine.card
     observer = metrics.observer(card.name, card.version)
 
-    def run(items: list[bytes | Pixels | Block]) -> Sequence[Any]:
-        if isinstance(items[0], Block):
-            return _run_blocks(engine.runtime, items)
+    def run(items: list[bytes | Pixels]) -> Sequence[Any]:
         return _run_pictures(engine, items, settings.image_limits, observer)
 
     return _start(card.name, card.version, engine.runtime, card, run, settings, observer)

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol v2, between bytes or JSON and numpy. Every size is checked before it is used."""
+"""Tensors of the Open Inference Protocol v2, between bytes or JSON and numpy. Sizes are checked before use."""
 
 import math
 import struct
@@ -13,7 +13,11 @@ from service.errors import InvalidRequest
 from service.runtime import DATATYPES
 
 NUMPY: dict[str, type[Any]] = dict(DATATYPES.values())
-_INTEGERS = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
+_JSON_KINDS: dict[str, set[type[Any]]] = {
+    **{f"{sign}INT{bits}": {int} for sign in ("", "U") for bits in (8, 16, 32, 64)},
+    "BOOL": {bool},
+    "BYTES": {str},
+}
 _MOST_ELEMENTS = 2**31
 
 
@@ -63,11 +67,7 @@ def from_json(head: WireTensor, data: Any) -> NDArray[Any]:
     flat = _flatten(data)
     if len(flat) != head.count:
         raise InvalidRequest(f"{head.name}: shape says {head.count} elements, data has {len(flat)}")
-    kinds = set(map(type, flat))
-    allowed = {int} if head.datatype in _INTEGERS else {bool} if head.datatype == "BOOL" else {int, float}
-    if head.datatype == "BYTES":
-        allowed = {str}
-    if not kinds <= allowed:
+    if not set(map(type, flat)) <= _JSON_KINDS.get(head.datatype, {int, float}):
         raise InvalidRequest(f"{head.name}: data holds something that is no {head.datatype}")
     if head.datatype == "BYTES":
         return np.array([text.encode() for text in flat] or [], np.object_).reshape(head.shape)

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GARMENTS, noise, png
 
 from scripts.clients import LocalModel
 from scripts.readers import read_dataset
 from scripts.score import score_dataset
+from tests.conftest import GARMENTS, noise, png
 
 
 def focalserve(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
