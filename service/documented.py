@@ -57,6 +57,14 @@ async def loss(request: Request) -> Response:
     openapi_extra=INFER_BODY,
     tags=["Open Inference Protocol"],
 )
+async def infer(request: Request, model: Model) -> Response:
+    """The Open Inference Protocol v2: JSON and binary tensors both ways, raw bodies, BYTES images.
+
+    The model `focal_loss` takes tensors `logits` and `labels` with the parameters gamma, alpha and mode.
+    """
+    return _response(await oip.answer(_state(request), _call(request)))
+
+
 @router.post(
     "/v2/models/{model}/versions/{version}/infer",
     operation_id="infer_version",
@@ -66,11 +74,8 @@ async def loss(request: Request) -> Response:
     openapi_extra=INFER_BODY,
     tags=["Open Inference Protocol"],
 )
-async def infer(request: Request, model: Model, version: Version = "") -> Response:
-    """The Open Inference Protocol v2: JSON and binary tensors both ways, raw bodies, BYTES images.
-
-    The model `focal_loss` takes tensors `logits` and `labels` with the parameters gamma, alpha and mode.
-    """
+async def infer_version(request: Request, model: Model, version: Version) -> Response:
+    """As without a version, which asks the one labelled stable, or the newest."""
     return _response(await oip.answer(_state(request), _call(request)))
 
 

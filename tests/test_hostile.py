@@ -26,7 +26,7 @@ GOLDEN = {"inputs": [{"id": "golden", "image": b64(PNG)}]}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(artifacts: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    settings = settings_of(artifacts=artifacts, device="cpu", max_body_bytes=1_000_000, max_images=20)
+    settings = settings_of(models=artifacts, device="cpu", max_body_bytes=1_000_000, max_images=20)
     async with running(settings) as client:
         yield client
 
