@@ -14,6 +14,7 @@ VERBS = {
     "loss": ("scripts.score:loss", "score the labels of a data set: which are wrong?"),
     "info": ("scripts.info:main", "show what a bundle is"),
     "doctor": ("scripts.doctor:main", "check this machine: versions, providers, cores, one timed inference"),
+    "bench": ("scripts.bench:main", "measure a bundle: the machine's limit, the service, the ratio"),
     "demo": ("scripts.demo:main", "the whole story on real images: train, export, serve, find wrong labels"),
 }
 _TRAIN_ONLY = {"torch", "onnx", "onnxscript", "yaml"}
