@@ -1,6 +1,7 @@
 """What lives as long as the app: catalog, decode threads, metrics, and whether it is ready."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,9 @@ class ServiceState:
         else:
             self._why_not = None
             self.metrics.ready.set_function(self._ready_number)
+            # What is there now stays: the collector need not walk it again and again, a pause each time.
+            gc.collect()
+            gc.freeze()
             log.info("models loaded and warm in %.2f s", perf_counter() - start)
             on_ready()
 
