@@ -108,7 +108,7 @@ class InferenceFailed(ServiceError):
 STATUS: dict[type[Exception], tuple[int, str]] = {
     MalformedRequest: (400, "malformed-request"),
     BadHeaders: (400, "bad-headers"),
-    HeadersTooLarge: (431, "bad-headers"),
+    HeadersTooLarge: (431, "headers-too-large"),
     NotOffered: (501, "not-offered"),
     NotFound: (404, "not-found"),
     RequestTimeout: (408, "request-timeout"),

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
 
 JSON = b"application/json"
+_MOST_PARAMETERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,14 @@ class Call:
         """The query's parameters.
 
         Raises:
-            InvalidRequest: one is given twice.
+            InvalidRequest: one is given twice, or there are more than 100.
         """
         raw: bytes = self.scope["query_string"]
         if not raw:
             return {}
-        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=100, errors="replace")
+        if raw.count(b"&") >= _MOST_PARAMETERS:
+            raise InvalidRequest(f"more than {_MOST_PARAMETERS} query parameters")
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, errors="replace")
         found = dict(pairs)
         if len(found) != len(pairs):
             raise InvalidRequest("a query parameter is given more than once")

@@ -13,8 +13,9 @@ from models.bundle import Bundle, read_bundle
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable
 from models.image import Pixels
-from service.engine import CPU, CUDA, Engine, cuda_driver_present
+from service.engine import Engine
 from service.errors import InferenceFailed
+from service.runtime import CPU, CUDA, cuda_driver_present
 from tests.serving import (
     SIZE,
     b64,

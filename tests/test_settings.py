@@ -34,7 +34,7 @@ def test_every_field_is_a_flag_with_dashes_and_is_explained(capsys: pytest.Captu
     said = capsys.readouterr().out
     for name, field in Settings.model_fields.items():
         assert field.description, name
-        assert name == "artifacts" or "--" + name.replace("_", "-") in said
+        assert name == "models" or "--" + name.replace("_", "-") in said
 
 
 @pytest.mark.parametrize("name", ["FOCALSERVE_PROT", "FOCALSERVE_MAXBATCH", "focalserve_devise"])
