@@ -112,6 +112,8 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._idle = True
+        self.holders = 0
+        """Callers that will submit still, such as one that decodes its image; `drain` waits for them."""
 
     @property
     def depth(self) -> int:
@@ -136,7 +138,9 @@ class Batcher:
         self._release()
 
     async def drain(self) -> None:
-        """Takes nothing new, answers all that waits, then stops."""
+        """Answers all that waits and all that its holders bring, then takes nothing new and stops."""
+        while self.alive and self.holders:
+            await asyncio.sleep(0.005)
         self._closed = True
         while self.alive and (self._queue or not self._idle):
             await asyncio.sleep(0.005)
@@ -249,7 +253,7 @@ class Batcher:
             results = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
             ran = time.perf_counter() - start
             queued = [start - waiting.since for waiting in batch]
-            self._observer.batch(sum([waiting.weight for waiting in batch]), queued, ran)
+            self._report(batch, results, queued, ran)
             for waiting, seconds, result in zip(batch, queued, results, strict=True):
                 if waiting.answer.done():
                     self._observer.dropped()
@@ -262,6 +266,12 @@ class Batcher:
         finally:
             self._idle = True
             self._fail(batch, NotReady("the service is stopping"))
+
+    def _report(self, batch: list[_Waiting], results: Sequence[Any], queued: list[float], ran: float) -> None:
+        """Items that failed alone were not run."""
+        done = [n for n, result in enumerate(results) if not isinstance(result, Exception)]
+        if done:
+            self._observer.batch(sum([batch[n].weight for n in done]), [queued[n] for n in done], ran)
 
     def _work(self, batch: list[_Waiting]) -> Sequence[Any]:
         results = self._run([waiting.item for waiting in batch])

@@ -175,6 +175,8 @@ class Catalog:
                 )
                 served = build(self._settings, self._metrics)
                 found[served.version] = served
+            if not set(labels.values()) <= set(found):
+                raise BundleError(f"{LABELS_FILE}: a version's folder is not named like the version in its card")
         except BaseException:
             self._retire(Entry(found))
             raise

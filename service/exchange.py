@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
 
 JSON = b"application/json"
 _MOST_PARAMETERS = 100
+_PAUSED_FROM = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Call:
         receive: of ASGI.
     """
 
-    __slots__ = ("_headers", "_receive", "method", "path", "scope")
+    __slots__ = ("_headers", "_leaving", "_receive", "method", "path", "scope")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
@@ -49,6 +50,7 @@ class Call:
         self.path: str = scope["path"]
         self._receive = receive
         self._headers: dict[bytes, bytes] | None = None
+        self._leaving: asyncio.Future[Message] | None = None
 
     def header(self, name: bytes) -> str:
         """A header's value, the last where it is repeated; "" where it is absent."""
@@ -59,7 +61,14 @@ class Call:
     @property
     def gone(self) -> bool:
         """Whether the client has left, as far as the server tells without being asked to wait (uvicorn does)."""
+        if self._leaving is not None and self._leaving.done():
+            return True
         return getattr(getattr(self._receive, "__self__", None), "disconnected", False)
+
+    def close(self) -> None:
+        """Ends the watch for the client's leaving; the answer is there."""
+        if self._leaving is not None:
+            self._leaving.cancel()
 
     def query(self) -> dict[str, str]:
         """The query's parameters.
@@ -100,6 +109,9 @@ class Call:
             data = await self._rest(data, most, timeout)
         elif len(data) > most:
             raise BodyTooLarge(f"the body has more than {most} bytes")
+        if len(data) >= _PAUSED_FROM:
+            # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
+            self._leaving = asyncio.ensure_future(self._receive())
         return _gunzip(data, most) if encoding == "gzip" else data
 
     async def _next(self, timeout: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The outermost ASGI layer: the hot routes, request ids, header limits, the last catch, every count."""
 
+import asyncio
 import gzip
 import itertools
 import logging
@@ -24,6 +25,8 @@ access = logging.getLogger("focalserve.access")
 _MOST_HEADERS = 100
 _MOST_HEADER_BYTES = 32 * 1024
 _GZIP_FROM = 4096
+_GZIP_ELSEWHERE = 64 * 1024
+_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 _CLIENT_LEFT = 499
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -74,10 +77,12 @@ class Front:
             return _CLIENT_LEFT
         except Exception as error:
             reply = self._failure(error, call, request_id)
+        finally:
+            call.close()
         if call.gone:
             self._state.metrics.cancelled.inc()
             return _CLIENT_LEFT
-        await _send(send, _packed(reply, call), request_id)
+        await _send(send, await _packed(reply, call), request_id)
         return reply.status
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
@@ -138,12 +143,14 @@ def _given_id(scope: Scope) -> str | None:
     return None
 
 
-def _packed(reply: Reply, call: Call) -> Reply:
+async def _packed(reply: Reply, call: Call) -> Reply:
     """The reply, compressed where the client takes gzip and it is worth it."""
-    if len(reply.body) < _GZIP_FROM or "gzip" not in call.header(b"accept-encoding"):
+    if len(reply.body) < _GZIP_FROM or not _GZIP.search(call.header(b"accept-encoding")):
         return reply
+    long = len(reply.body) > _GZIP_ELSEWHERE
+    body = await asyncio.to_thread(gzip.compress, reply.body, 1) if long else gzip.compress(reply.body, 1)
     headers = [*reply.headers, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
-    return Reply(gzip.compress(reply.body, 1), reply.media_type, reply.status, headers)
+    return Reply(body, reply.media_type, reply.status, headers)
 
 
 def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:

@@ -29,6 +29,7 @@ from service.tensors import (
 
 LENGTH_HEADER = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
+_MOST_TENSORS = 1024
 _QUICK = {"FP32": "f", "FP64": "d", "INT64": "q", "INT32": "i", "UINT8": "B"}
 Tensors = dict[str, NDArray[Any]]
 
@@ -87,6 +88,8 @@ def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec]) -> InferR
         raise MalformedRequest("the request is not valid JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
         raise InvalidRequest("inputs: should be a list of tensors")
+    if len(document["inputs"]) > _MOST_TENSORS:
+        raise InvalidRequest(f"inputs: more than {_MOST_TENSORS} tensors")
     name = document.get("id")
     if name is not None and not isinstance(name, str):
         raise InvalidRequest("id: should be text")
@@ -158,6 +161,8 @@ def write_reply(
             part = to_binary(tensor)
             head["parameters"] = {"binary_data_size": len(part)}
             parts.append(part)
+        elif head["datatype"] == "FP16":
+            raise InvalidRequest(f"output {one.name}: FP16 has no JSON form; ask for it as binary")
         else:
             head["data"] = to_json_data(tensor)
         heads.append(head)
@@ -175,8 +180,8 @@ def _read_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
         raise InvalidRequest("a raw body is for models with exactly one input")
     spec = specs[0]
     if spec.datatype == "BYTES":
-        element = np.empty(1, np.object_)
-        element[0] = body
+        element = np.empty([1] * max(1, len(spec.shape)), np.object_)
+        element.flat[0] = body
         return InferRequest(None, {spec.name: element}, {}, None, True)
     shape = [1, *spec.shape[1:]] if spec.shape[:1] == (-1,) else list(spec.shape)
     free = [i for i, side in enumerate(shape) if side == -1]
@@ -233,9 +238,9 @@ def _finite(values: NDArray[Any]) -> bool:
 def _read_wanted(documents: Any, binary: bool) -> list[Wanted] | None:
     if documents is None or documents == []:
         return None
-    if not isinstance(documents, list):
-        raise InvalidRequest("outputs: should be a list")
-    found = []
+    if not isinstance(documents, list) or len(documents) > _MOST_TENSORS:
+        raise InvalidRequest(f"outputs: should be a list of at most {_MOST_TENSORS}")
+    found: list[Wanted] = []
     for i, document in enumerate(documents):
         if not isinstance(document, dict) or not isinstance(document.get("name"), str):
             raise InvalidRequest(f"outputs.{i}: should be an object with a name")
@@ -243,6 +248,8 @@ def _read_wanted(documents: Any, binary: bool) -> list[Wanted] | None:
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidRequest(f"outputs.{i}: classification should be a whole number")
+        if any(one.name == document["name"] for one in found):
+            raise InvalidRequest(f"output {document['name'][:64]} is asked for twice")
         found.append(Wanted(document["name"], parameters.get("binary_data", binary) is True, classes))
     return found
 

@@ -44,6 +44,9 @@ def _terms(request: InferRequest) -> FocalTerms:
     for name in ("logits", "labels"):
         if name not in request.inputs:
             raise InvalidRequest(f"input {name} is missing")
+    unknown = sorted(set(request.inputs) - {"logits", "labels"})
+    if unknown:
+        raise InvalidRequest(f"the model has no input {unknown[0][:64]}; it has logits, labels")
     logits, labels = request.inputs["logits"], request.inputs["labels"]
     if logits.dtype.kind != "f" or logits.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
         raise InvalidRequest("logits are FP32 or FP64 [N, K], labels INT64 [N], or FP32 [N, K] where they are soft")

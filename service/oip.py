@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from models.errors import FocalserveError
+from models.errors import BundleError, FocalserveError
 from service import loss_model
 from service.batcher import Timed
 from service.bodies import parse_json
-from service.errors import InvalidRequest, NotFound, NotOffered
+from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotOffered
 from service.exchange import Call, Reply
-from service.infer import InferRequest, check_inputs, decode_pictures, read_request, write_reply
+from service.infer import LENGTH_HEADER, InferRequest, check_inputs, decode_pictures, read_request, write_reply
 from service.runtime import TensorSpec
 from service.served import Block, Served
 from service.state import ServiceState
@@ -24,6 +24,7 @@ from service.tensors import as_text
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "statistics"]
 _PROBABILITIES = "probabilities"
+_LONG_BODY = 64 * 1024
 _NOT_OFFERED = {"trace", "logging", "systemsharedmemory", "cudasharedmemory"}
 Answer = Callable[[ServiceState, Call], Awaitable[Reply]]
 
@@ -65,6 +66,8 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
     if call.method != "GET" or rest not in ([], ["ready"], ["stats"]):
         raise NotFound("there is no such path, or it has no such method")
     served = None if name == loss_model.NAME else state.served(name, version)
+    if served is None:
+        _check_loss_version(version)
     if rest == ["ready"]:
         ready = served is None or served.batcher.alive
         return _route(call, template + "/ready", _json({"name": name, "ready": ready}))
@@ -78,22 +81,41 @@ async def _infer(state: ServiceState, call: Call, name: str, version: str | None
     start = perf_counter()
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
     if name == loss_model.NAME:
-        request = read_request(call, body, loss_model.INPUTS)
-        outputs, more = await asyncio.to_thread(loss_model.compute, request)
-        return write_reply(request, name, loss_model.VERSION, outputs, {}, more)
+        _check_loss_version(version)
+        return await asyncio.to_thread(_loss_reply, call, body)
     served = state.served(name, version)
     ok = False
+    served.batcher.holders += 1
     try:
-        request = read_request(call, body, served.runtime.inputs)
+        request = await _read(call, body, served)
         outputs, labels, timed = await (_run_pictures if served.card else _run_tensors)(state, served, call, request)
         reply = write_reply(request, served.name, served.version, outputs, labels)
         ok = True
     finally:
+        served.batcher.holders -= 1
         served.observer.statistics.request(ok, perf_counter() - start)
     queued, ran = max(one.queued for one in timed) * 1e3, max(one.ran for one in timed) * 1e3
     total = (perf_counter() - start) * 1e3
     reply.headers.append((b"server-timing", b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (queued, ran, total)))
     return reply
+
+
+async def _read(call: Call, body: bytes, served: Served) -> InferRequest:
+    """The request; one with long JSON in a thread, so that probes are answered meanwhile."""
+    if len(body) < _LONG_BODY or call.header(LENGTH_HEADER):
+        return read_request(call, body, served.runtime.inputs)
+    return await asyncio.to_thread(read_request, call, body, served.runtime.inputs)
+
+
+def _loss_reply(call: Call, body: bytes) -> Reply:
+    request = read_request(call, body, loss_model.INPUTS)
+    outputs, more = loss_model.compute(request)
+    return write_reply(request, loss_model.NAME, loss_model.VERSION, outputs, {}, more)
+
+
+def _check_loss_version(version: str | None) -> None:
+    if version not in (None, loss_model.VERSION):
+        raise NotFound(f"model {loss_model.NAME} has no such version; it has {loss_model.VERSION}")
 
 
 Outcome = tuple[dict[str, NDArray[Any]], dict[str, Sequence[str]], list[Timed]]
@@ -108,11 +130,15 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
     if tensor is not None and tensor.dtype == np.object_:
         if tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] != 1) or len(request.inputs) != 1:
             raise InvalidRequest("input image: encoded pictures are BYTES of shape [N]")
+        _check_count(tensor.size, state)
         results = await state.run(served, card, decode_pictures(tensor, request.as_json), call)
     else:
         check_inputs(request.inputs, served.runtime.inputs)
+        _check_count(len(request.inputs["image"]), state)
         results = await served.batcher.submit_all(list(request.inputs["image"]), lambda: call.gone)
     timed = _all_good(results)
+    for one in timed:
+        served.observer.predicted(card.labels[one.result.batch.order[one.result.row, 0]])
     logits = np.stack([one.result.logits for one in timed])
     p = np.stack([one.result.batch.p[one.result.row] for one in timed])
     return (
@@ -127,7 +153,10 @@ async def _run_tensors(state: ServiceState, served: Served, call: Call, request:
     specs = served.runtime.inputs
     check_inputs(request.inputs, specs)
     arrays = tuple(
-        as_text(request.inputs[spec.name]) if spec.datatype == "BYTES" else request.inputs[spec.name] for spec in specs
+        as_text(request.inputs[spec.name])
+        if spec.datatype == "BYTES"
+        else np.require(request.inputs[spec.name], requirements="A")  # after JSON of any length they lie anywhere
+        for spec in specs
     )
     rows = 1
     if served.runtime.batchable:
@@ -139,6 +168,11 @@ async def _run_tensors(state: ServiceState, served: Served, call: Call, request:
     timed = await served.batcher.submit(Block(arrays, rows), lambda: call.gone)
     named = zip((spec.name for spec in served.runtime.outputs), timed.result, strict=True)
     return dict(named), {}, [timed]
+
+
+def _check_count(count: int, state: ServiceState) -> None:
+    if count > state.settings.max_images:
+        raise BodyTooLarge(f"{count} images in one request; {state.settings.max_images} are allowed")
 
 
 def _all_good(results: Sequence[Timed | Exception]) -> list[Timed]:
@@ -171,9 +205,16 @@ async def _control(state: ServiceState, call: Call, name: str, what: str) -> Rep
     if not state.settings.model_control:
         raise NotOffered("loading and unloading is switched off (FOCALSERVE_MODEL_CONTROL)")
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
-    if body.strip() and not isinstance(parse_json(body), dict):
-        raise InvalidRequest("the body should be empty or an object")
-    await (state.load(name) if what == "load" else state.catalog.unload(name))
+    asked = parse_json(body) if body.strip() else {}
+    parameters = asked.get("parameters") or {} if isinstance(asked, dict) else None
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("the body should be empty or an object, with an object of parameters")
+    if any(key == "config" or key.startswith("file:") for key in parameters):
+        raise NotOffered("a model is loaded as its folder is; config and files in the request are not offered")
+    try:
+        await (state.load(name) if what == "load" else state.catalog.unload(name))
+    except BundleError as error:
+        raise InvalidRequest(f"refused, and what was served before is served on: {error}") from None
     return Reply(b"")
 
 

@@ -86,8 +86,12 @@ class Runtime:
         if not self.inputs or not self.outputs:
             raise BundleError("model.onnx: a model without inputs or outputs cannot be served")
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
-        sides = [spec.shape[:1] for spec in (*self.inputs, *self.outputs)]
-        self.batchable = all(side == (-1,) for side in sides)
+        # Only a first side of one name all over says that rows may be joined and told apart again.
+        sides = {node.shape[0] if node.shape else None for node in self._nodes()}
+        self.batchable = len(sides) == 1 and isinstance(sides.pop(), str)
+
+    def _nodes(self) -> list[Any]:
+        return [*self._session.get_inputs(), *self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """The named outputs for the named inputs.

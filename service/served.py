@@ -142,5 +142,8 @@ def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
     outputs = runtime.run(feeds, names)
     if len(blocks) == 1:
         return [tuple(outputs)]
+    rows = sum(block.rows for block in blocks)
+    if any(output.shape[:1] != (rows,) for output in outputs):
+        return [_run_blocks(runtime, [block])[0] for block in blocks]
     ends = np.cumsum([block.rows for block in blocks])[:-1]
     return list(zip(*(np.split(output, ends) for output in outputs), strict=True))

@@ -105,15 +105,20 @@ class ServiceState:
         Raises:
             Overloaded: the queue is full.
         """
-        if len(images) == 1:
-            item = await self._prepare(images[0], card)
-            return [
-                item if isinstance(item, Exception) else await _settled(served.batcher.submit(item, lambda: call.gone))
-            ]
-        items = await self._prepare_all(images, card)
-        good = [item for item in items if not isinstance(item, Exception)]
-        results = iter(await served.batcher.submit_all(good, lambda: call.gone))
-        return [item if isinstance(item, Exception) else next(results) for item in items]
+        batcher = served.batcher
+        batcher.holders += 1
+        try:
+            if len(images) == 1:
+                item = await self._prepare(images[0], card)
+                return [
+                    item if isinstance(item, Exception) else await _settled(batcher.submit(item, lambda: call.gone))
+                ]
+            items = await self._prepare_all(images, card)
+            good = [item for item in items if not isinstance(item, Exception)]
+            results = iter(await batcher.submit_all(good, lambda: call.gone))
+            return [item if isinstance(item, Exception) else next(results) for item in items]
+        finally:
+            batcher.holders -= 1
 
     async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Pixels | Exception:
         """What the batcher takes: a small picture as it is, a large one decoded in a thread."""

@@ -19,6 +19,7 @@ _JSON_KINDS: dict[str, set[type[Any]]] = {
     "BYTES": {str},
 }
 _MOST_ELEMENTS = 2**31
+_MOST_SIDES = 32
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def read_head(document: Any, where: str) -> WireTensor:
         raise InvalidRequest(f"{where} ({name}): datatype should be one of {', '.join(NUMPY)}")
     if not isinstance(shape, list) or not all(type(side) is int and 0 <= side <= _MOST_ELEMENTS for side in shape):
         raise InvalidRequest(f"{where} ({name}): shape should be a list of whole numbers from 0 on")
+    if len(shape) > _MOST_SIDES:
+        raise InvalidRequest(f"{where} ({name}): the shape has more than {_MOST_SIDES} sides")
     head = WireTensor(name, datatype, tuple(shape))
-    if head.count > _MOST_ELEMENTS:
+    if math.prod(max(side, 1) for side in shape) > _MOST_ELEMENTS:
         raise InvalidRequest(f"{where} ({name}): the shape has more than {_MOST_ELEMENTS} elements")
     return head
 
@@ -93,6 +96,8 @@ def from_binary(head: WireTensor, data: memoryview) -> NDArray[Any]:
         raise InvalidRequest(
             f"{head.name}: {head.datatype} of that shape has {head.count * kind.itemsize} bytes, {len(data)} were sent"
         )
+    if head.datatype == "BOOL" and len(data) and int(np.frombuffer(data, np.uint8).max()) > 1:
+        raise InvalidRequest(f"{head.name}: a byte of a BOOL is neither 0 nor 1")
     return np.frombuffer(data, kind).reshape(head.shape)
 
 
@@ -133,14 +138,18 @@ def as_text(array: NDArray[Any]) -> NDArray[Any]:
 
 def top_classes(rows: NDArray[Any], count: int, labels: Sequence[str] | None) -> NDArray[np.object_]:
     """The classification extension: per row the `count` largest as `value:index[:label]`, BYTES (N, count)."""
-    flat = rows.reshape(len(rows), -1)
+    if rows.dtype == np.object_ or rows.ndim == 0:
+        raise InvalidRequest("classification is for outputs of numbers with at least one side")
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
     count = min(count, flat.shape[1])
-    order = np.argsort(-flat, axis=1, kind="stable")[:, :count]
+    # Not by negation, which unsigned numbers do not have; equal ones stay in the order of their index.
+    order = flat.shape[1] - 1 - np.argsort(flat[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
+    form = "f" if rows.dtype.kind == "f" else "d"
     named = labels if labels is not None and len(labels) == flat.shape[1] else None
     found = np.empty((len(rows), count), np.object_)
     for n, which in enumerate(order):
         for m, k in enumerate(which):
-            text = f"{flat[n, k]:f}:{k}" + (f":{named[k]}" if named else "")
+            text = f"{flat[n, k]:{form}}:{k}" + (f":{named[k]}" if named else "")
             found[n, m] = text.encode()
     return found
 

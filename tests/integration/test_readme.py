@@ -28,7 +28,7 @@ def commands() -> list[str]:
     pattern = r"```sh\n(?P<block>.*?)```|^\| `(?P<row>focalserve [^`]+)` \|"
     for match in re.finditer(pattern, README, re.DOTALL | re.MULTILINE):
         text = match["block"] or match["row"]
-        found += [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+        found += [line for line in re.findall(r"(?:'[^']*'|[^'\n])+", text.replace("\\\n", " ")) if line.strip()]
     return [line for line in found if not line.startswith(BY_HAND)]
 
 
