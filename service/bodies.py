@@ -67,6 +67,16 @@ def media_type(content_type: str, body: bytes) -> str:
     )
 
 
+def check_json_size(size: int, most: int) -> None:
+    """Refuses JSON whose parsed form would take too much memory.
+
+    Raises:
+        BodyTooLarge: more than `most` bytes.
+    """
+    if size > most:
+        raise BodyTooLarge(f"more than {most} bytes of JSON; send tensors as binary, images as they are or as a form")
+
+
 def parse_json(body: bytes) -> Any:
     """A JSON document by RFC 8259, strictly: UTF-8, no NaN, no duplicate keys, at most 32 deep.
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
+from service.bodies import check_json_size
 from service.errors import InvalidRequest, MalformedRequest
 from service.exchange import Call, Reply
 from service.runtime import TensorSpec
-from service.schemas import decode_base64
 from service.tensors import (
     NUMPY,
     WireTensor,
@@ -64,15 +64,17 @@ class InferRequest:
     as_json: bool = False
 
 
-def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
+def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec], most: int) -> InferRequest:
     """A request's tensors.
 
     Args:
         call: for its headers.
         body: decompressed.
         specs: the model's inputs.
+        most: bytes of JSON.
 
     Raises:
+        BodyTooLarge: more JSON than that.
         MalformedRequest: not JSON, or lengths that do not add up.
         InvalidRequest: a tensor that does not fit; named.
     """
@@ -82,6 +84,7 @@ def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec]) -> InferR
     if length and int(length) == 0:
         return _read_raw(body, specs)
     end = int(length) if length else len(body)
+    check_json_size(end, most)
     try:
         document = from_json(body[:end], allow_inf_nan=False)
     except ValueError:
@@ -263,10 +266,6 @@ def _parameters(document: dict[str, Any], where: str) -> dict[str, Any]:
     return parameters
 
 
-def decode_pictures(tensor: NDArray[Any], came_as_json: bool) -> list[bytes]:
-    """The encoded pictures of a BYTES tensor; base64 where they came as JSON.
-
-    Raises:
-        UndecodableImage: not base64.
-    """
-    return [decode_base64(one.decode("latin-1")) if came_as_json else one for one in tensor.ravel()]
+def pictures_of(tensor: NDArray[Any], came_as_json: bool) -> list[bytes | str]:
+    """The encoded pictures of a BYTES tensor: base64 text where they came as JSON."""
+    return [one.decode("utf-8") if came_as_json else one for one in tensor.ravel()]

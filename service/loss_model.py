@@ -1,11 +1,11 @@
 """The focal loss as a model of the Open Inference Protocol: `focal_loss`, tensors in, tensors out."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from models.losses import sigmoid_focal, softmax_focal
 from models.reductions import FocalTerms
@@ -22,7 +22,10 @@ OUTPUTS = (
     TensorSpec("margin", "FP64", (-1,)),
     TensorSpec("gradient", "FP64", (-1, -1)),
 )
-PARAMETERS = "gamma (2), alpha (number, or JSON list as text), mode (softmax or sigmoid), label_smoothing, ignore_index"
+PARAMETERS = (
+    "gamma (2), alpha (number, or JSON list as text), alpha_mode (uniform), mode (softmax or sigmoid), "
+    "label_smoothing, ignore_index"
+)
 
 
 def compute(request: InferRequest) -> tuple[dict[str, NDArray[Any]], dict[str, Callable[[], NDArray[Any]]]]:
@@ -54,7 +57,7 @@ def _terms(request: InferRequest) -> FocalTerms:
     mode = parameters.get("mode", "softmax")
     if mode not in ("softmax", "sigmoid"):
         raise InvalidRequest("mode should be softmax or sigmoid")
-    options = {
+    options: dict[str, Any] = {
         "gamma": _number(parameters, "gamma", 2.0),
         "alpha": _alpha(parameters.get("alpha")),
         "label_smoothing": _number(parameters, "label_smoothing", 0.0),
@@ -63,7 +66,11 @@ def _terms(request: InferRequest) -> FocalTerms:
     if options["ignore_index"] is not None and type(options["ignore_index"]) is not int:
         raise InvalidRequest("ignore_index should be a whole number")
     z = logits.astype(np.float64)
-    return (softmax_focal if mode == "softmax" else sigmoid_focal)(z, labels, **options)
+    if mode == "sigmoid":
+        return sigmoid_focal(z, labels, **options)
+    if parameters.get("alpha_mode") not in (None, "uniform"):
+        raise InvalidRequest("alpha_mode should be uniform, which lets a single alpha multiply every class")
+    return softmax_focal(z, labels, alpha_mode=parameters.get("alpha_mode"), **options)
 
 
 def _number(parameters: dict[str, Any], name: str, default: float) -> float:
@@ -77,7 +84,7 @@ def _alpha(value: Any) -> Any:
     """None, a number, or a list as JSON text: the protocol's parameters hold no lists."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = from_json(value)
         except ValueError:
             raise InvalidRequest("alpha should be a number, or a JSON list of numbers as text") from None
     if value is None or type(value) in (int, float):

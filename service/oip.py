@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from importlib.metadata import version as package_version
 from time import perf_counter
 from typing import Any
 
@@ -10,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from models.bundle import version_key
 from models.errors import BundleError, FocalserveError
 from service import loss_model
 from service.batcher import Timed
 from service.bodies import parse_json
+from service.described import PROBABILITIES, loss_document, model_document, server_document, statistics_document
 from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotOffered
 from service.exchange import Call, Reply
-from service.infer import LENGTH_HEADER, InferRequest, check_inputs, decode_pictures, read_request, write_reply
-from service.runtime import TensorSpec
+from service.infer import LENGTH_HEADER, InferRequest, check_inputs, pictures_of, read_request, write_reply
 from service.served import Block, Served
 from service.state import ServiceState
 from service.tensors import as_text
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "statistics"]
-_PROBABILITIES = "probabilities"
 _LONG_BODY = 64 * 1024
+_CONTROL_BYTES = 64 * 1024
 _NOT_OFFERED = {"trace", "logging", "systemsharedmemory", "cudasharedmemory"}
 Answer = Callable[[ServiceState, Call], Awaitable[Reply]]
 
@@ -34,7 +33,7 @@ async def answer(state: ServiceState, call: Call) -> Reply:
     parts = [part for part in call.path.split("/")[2:]]
     match call.method, parts:
         case "GET", [] | [""]:
-            return _route(call, "/v2", _json(_server()))
+            return _route(call, "/v2", _json(server_document()))
         case "GET", ["health", "live"]:
             return _route(call, "/v2/health/live", _json({"live": True, "ready": True}))
         case "GET", ["health", "ready"]:
@@ -42,11 +41,13 @@ async def answer(state: ServiceState, call: Call) -> Reply:
             return _route(call, "/v2/health/ready", _json({"live": True, "ready": True}))
         case "GET", ["models", "stats"]:
             return _route(
-                call, "/v2/models/stats", _json({"model_stats": [_stats(one) for one in state.catalog.all()]})
+                call,
+                "/v2/models/stats",
+                _json({"model_stats": [statistics_document(one) for one in state.catalog.all()]}),
             )
-        case _, ["models", name, "versions", version, *rest]:
+        case _, ["models", name, "versions", version, *rest] if name and version:
             return await _model(state, call, name, version, rest)
-        case _, ["models", name, *rest]:
+        case _, ["models", name, *rest] if name:
             return await _model(state, call, name, None, rest)
         case "POST", ["repository", "index"]:
             return _route(call, "/v2/repository/index", await _index(state, call))
@@ -72,22 +73,26 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
         ready = served is None or served.batcher.alive
         return _route(call, template + "/ready", _json({"name": name, "ready": ready}))
     if rest == ["stats"]:
-        return _route(call, template + "/stats", _json({"model_stats": [_stats(served)] if served else []}))
-    metadata = _loss_metadata() if served is None else _metadata(state, served)
-    return _route(call, template, _json(metadata))
+        return _route(
+            call, template + "/stats", _json({"model_stats": [statistics_document(served)] if served else []})
+        )
+    if served is None:
+        return _route(call, template, _json(loss_document()))
+    versions = sorted(state.catalog.entry(served.name).versions, key=version_key)
+    return _route(call, template, _json(model_document(served, versions)))
 
 
 async def _infer(state: ServiceState, call: Call, name: str, version: str | None) -> Reply:
-    start = perf_counter()
+    start, most = perf_counter(), state.settings.max_json_bytes
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
     if name == loss_model.NAME:
         _check_loss_version(version)
-        return await asyncio.to_thread(_loss_reply, call, body)
+        return await asyncio.to_thread(_loss_reply, call, body, most)
     served = state.served(name, version)
     ok = False
     served.batcher.holders += 1
     try:
-        request = await _read(call, body, served)
+        request = await _read(call, body, served, most)
         outputs, labels, timed = await (_run_pictures if served.card else _run_tensors)(state, served, call, request)
         reply = write_reply(request, served.name, served.version, outputs, labels)
         ok = True
@@ -100,15 +105,15 @@ async def _infer(state: ServiceState, call: Call, name: str, version: str | None
     return reply
 
 
-async def _read(call: Call, body: bytes, served: Served) -> InferRequest:
+async def _read(call: Call, body: bytes, served: Served, most: int) -> InferRequest:
     """The request; one with long JSON in a thread, so that probes are answered meanwhile."""
     if len(body) < _LONG_BODY or call.header(LENGTH_HEADER):
-        return read_request(call, body, served.runtime.inputs)
-    return await asyncio.to_thread(read_request, call, body, served.runtime.inputs)
+        return read_request(call, body, served.runtime.inputs, most)
+    return await asyncio.to_thread(read_request, call, body, served.runtime.inputs, most)
 
 
-def _loss_reply(call: Call, body: bytes) -> Reply:
-    request = read_request(call, body, loss_model.INPUTS)
+def _loss_reply(call: Call, body: bytes, most: int) -> Reply:
+    request = read_request(call, body, loss_model.INPUTS, most)
     outputs, more = loss_model.compute(request)
     return write_reply(request, loss_model.NAME, loss_model.VERSION, outputs, {}, more)
 
@@ -131,7 +136,7 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
         if tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] != 1) or len(request.inputs) != 1:
             raise InvalidRequest("input image: encoded pictures are BYTES of shape [N]")
         _check_count(tensor.size, state)
-        results = await state.run(served, card, decode_pictures(tensor, request.as_json), call)
+        results = await state.run(served, card, pictures_of(tensor, request.as_json), call)
     else:
         check_inputs(request.inputs, served.runtime.inputs)
         _check_count(len(request.inputs["image"]), state)
@@ -142,8 +147,8 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
     logits = np.stack([one.result.logits for one in timed])
     p = np.stack([one.result.batch.p[one.result.row] for one in timed])
     return (
-        {"logits": logits, _PROBABILITIES: p.astype(np.float32)},
-        {"logits": card.labels, _PROBABILITIES: card.labels},
+        {"logits": logits, PROBABILITIES: p.astype(np.float32)},
+        {"logits": card.labels, PROBABILITIES: card.labels},
         timed,
     )
 
@@ -187,7 +192,7 @@ def _all_good(results: Sequence[Timed | Exception]) -> list[Timed]:
 
 
 async def _index(state: ServiceState, call: Call) -> Reply:
-    body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
+    body = await call.body(_CONTROL_BYTES, state.settings.body_timeout)
     asked = parse_json(body) if body.strip() else {}
     only_ready = isinstance(asked, dict) and asked.get("ready") is True
     loaded = {(one.name, one.version) for one in state.catalog.all()}
@@ -204,7 +209,7 @@ async def _index(state: ServiceState, call: Call) -> Reply:
 async def _control(state: ServiceState, call: Call, name: str, what: str) -> Reply:
     if not state.settings.model_control:
         raise NotOffered("loading and unloading is switched off (FOCALSERVE_MODEL_CONTROL)")
-    body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
+    body = await call.body(_CONTROL_BYTES, state.settings.body_timeout)
     asked = parse_json(body) if body.strip() else {}
     parameters = asked.get("parameters") or {} if isinstance(asked, dict) else None
     if not isinstance(parameters, dict):
@@ -216,78 +221,6 @@ async def _control(state: ServiceState, call: Call, name: str, what: str) -> Rep
     except BundleError as error:
         raise InvalidRequest(f"refused, and what was served before is served on: {error}") from None
     return Reply(b"")
-
-
-def _server() -> dict[str, Any]:
-    return {"name": "focalserve", "version": package_version("focalserve"), "extensions": EXTENSIONS}
-
-
-def _metadata(state: ServiceState, served: Served) -> dict[str, Any]:
-    outputs = [_tensor(spec) for spec in served.runtime.outputs]
-    found: dict[str, Any] = {
-        "name": served.name,
-        "versions": sorted(state.catalog.entry(served.name).versions),
-        "platform": "onnx_onnxv1",
-        "inputs": [_tensor(spec) for spec in served.runtime.inputs],
-        "outputs": outputs,
-    }
-    card = served.card
-    if card is not None:
-        outputs.append({"name": _PROBABILITIES, "datatype": "FP32", "shape": [-1, len(card.labels)]})
-        found["properties"] = {
-            "task": card.task,
-            "labels": to_json(card.labels).decode(),
-            "preprocessing": card.input.model_dump_json(),
-            "loss": card.loss.model_dump_json(),
-            "calibration": card.calibration.model_dump_json(),
-            "encoded_images": "input image also takes BYTES [N], each one JPEG, PNG, WebP or BMP file",
-            "sha256": card.sha256 or "",
-        }
-    return found
-
-
-def _loss_metadata() -> dict[str, Any]:
-    return {
-        "name": loss_model.NAME,
-        "versions": [loss_model.VERSION],
-        "platform": "focalserve",
-        "inputs": [_tensor(spec) for spec in loss_model.INPUTS],
-        "outputs": [_tensor(spec) for spec in loss_model.OUTPUTS],
-        "properties": {"parameters": loss_model.PARAMETERS, "gradient": "only when it is asked for by name"},
-    }
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
-
-
-def _stats(served: Served) -> dict[str, Any]:
-    sums = served.observer.statistics
-    done = {"count": sums.succeeded, "ns": sums.total_ns}
-    return {
-        "name": served.name,
-        "version": served.version,
-        "last_inference": 0,
-        "inference_count": sums.images,
-        "execution_count": sums.runs,
-        "inference_stats": {
-            "success": done,
-            "fail": {"count": sums.failed, "ns": 0},
-            "queue": {"count": sums.images, "ns": sums.queue_ns},
-            "compute_input": {"count": sums.runs, "ns": 0},
-            "compute_infer": {"count": sums.runs, "ns": sums.infer_ns},
-            "compute_output": {"count": sums.runs, "ns": 0},
-        },
-        "batch_stats": [
-            {
-                "batch_size": size,
-                "compute_input": {"count": count, "ns": 0},
-                "compute_infer": {"count": count, "ns": ns},
-                "compute_output": {"count": count, "ns": 0},
-            }
-            for size, (count, ns) in sorted(sums.by_size.items())
-        ],
-    }
 
 
 def _json(document: Any) -> Reply:

@@ -10,7 +10,15 @@ from pydantic_core import to_json
 from models.card import ModelCard
 from models.errors import InvalidInput
 from service.batcher import Timed
-from service.bodies import FormFile, media_type, parse_json, parse_multipart, validate, validate_strings
+from service.bodies import (
+    FormFile,
+    check_json_size,
+    media_type,
+    parse_json,
+    parse_multipart,
+    validate,
+    validate_strings,
+)
 from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
 from service.predictions import predict_items
@@ -46,7 +54,7 @@ async def loss(state: ServiceState, call: Call) -> Reply:
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
     kind = media_type(call.header(b"content-type"), body)
     if kind == "json":
-        asked = await _document(call, body, LossRequest)
+        asked = await _document(state, call, body, LossRequest)
         served, card = state.classifier(asked.model)
         return await _answer_loss(state, call, served, card, asked.items(), asked, start)
     query: dict[str, Any] = call.query()
@@ -76,7 +84,7 @@ async def _read_predict(
         query = call.query()
         return [body], [None], validate_strings(PredictOptions, query) if query else _DEFAULTS
     if kind == "json":
-        asked = await _document(call, body, PredictRequest)
+        asked = await _document(state, call, body, PredictRequest)
         return [one.image for one in asked.inputs], [one.id for one in asked.inputs], asked
     form = await parse_multipart(call.header(b"content-type"), body, state.settings.max_images)
     options = validate_strings(PredictOptions, _single(form.fields) | call.query())
@@ -137,10 +145,11 @@ def _timing(start: float, results: Results) -> bytes:
     return b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (queued, ran, total)
 
 
-async def _document(call: Call, body: bytes, model: type[Asked]) -> Asked:
+async def _document(state: ServiceState, call: Call, body: bytes, model: type[Asked]) -> Asked:
     """The JSON of a body; a long one in a thread, so that probes are answered meanwhile."""
     if call.query():
         raise InvalidRequest("the options of a JSON request go into its body, not into the query")
+    check_json_size(len(body), state.settings.max_json_bytes)
     if len(body) < _LONG_BODY:
         return validate(model, parse_json(body))
     return await asyncio.to_thread(lambda: validate(model, parse_json(body)))

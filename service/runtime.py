@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.errors import BundleError, DeviceUnavailable
 from service.errors import InferenceFailed
+from service.external import has_external_data
 
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
@@ -75,11 +76,13 @@ class Runtime:
         threads: intra-op threads on the CPU.
 
     Raises:
-        BundleError: it cannot be loaded, or has inputs or outputs that are no plain tensors.
+        BundleError: it cannot be loaded, is not one file, or has inputs or outputs that are no plain tensors.
         DeviceUnavailable: cuda was asked for and the session has no CUDA provider.
     """
 
     def __init__(self, graph: bytes, device: Device, threads: int) -> None:
+        if has_external_data(graph):
+            raise BundleError("model.onnx: it keeps tensors in other files; save it as one file")
         self._session, self.device = _open_session(graph, device, threads)
         self.inputs = tuple(_spec(node, "input") for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, "output") for node in self._session.get_outputs())

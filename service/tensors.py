@@ -45,7 +45,7 @@ def read_head(document: Any, where: str) -> WireTensor:
     if not isinstance(document, dict) or not isinstance(document.get("name"), str):
         raise InvalidRequest(f"{where}: should be an object with a name")
     name, datatype, shape = document["name"][:64], document.get("datatype"), document.get("shape")
-    if datatype not in NUMPY:
+    if not isinstance(datatype, str) or datatype not in NUMPY:
         raise InvalidRequest(f"{where} ({name}): datatype should be one of {', '.join(NUMPY)}")
     if not isinstance(shape, list) or not all(type(side) is int and 0 <= side <= _MOST_ELEMENTS for side in shape):
         raise InvalidRequest(f"{where} ({name}): shape should be a list of whole numbers from 0 on")
@@ -75,7 +75,8 @@ def from_json(head: WireTensor, data: Any) -> NDArray[Any]:
     if head.datatype == "BYTES":
         return np.array([text.encode() for text in flat] or [], np.object_).reshape(head.shape)
     try:
-        array = np.array(flat, NUMPY[head.datatype])
+        with np.errstate(over="ignore"):
+            array = np.array(flat, NUMPY[head.datatype])
     except OverflowError:
         raise InvalidRequest(f"{head.name}: a number does not fit {head.datatype}") from None
     if head.datatype in ("FP32", "FP64") and not np.isfinite(array).all():

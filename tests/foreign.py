@@ -18,7 +18,7 @@ def graph(
         [one if not isinstance(one, tuple) else helper.make_tensor_value_info(*one) for one in side]
         for side in (inputs, outputs)
     ]
-    found = helper.make_graph(list(nodes), "foreign", *sides)
+    found = helper.make_graph(list(nodes), "foreign", sides[0], sides[1])
     model = helper.make_model(found, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
     return bytes(model.SerializeToString())
 

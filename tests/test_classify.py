@@ -169,7 +169,8 @@ def test_multilabel_may_predict_nothing() -> None:
 @pytest.mark.parametrize(("logit", "label", "score"), [(0.0, "plain", 0.5), (1.0, "striped", 0.731), (-9, "plain", 1)])
 def test_binary_predicts_by_its_threshold(logit: float, label: str, score: float) -> None:
     (found,) = predicted("binary", [[logit]], decision_threshold=0.6)
-    assert found.top[0] == (label, pytest.approx(score, abs=1e-3))
+    assert found.top[0][0] == label
+    assert found.top[0][1] == pytest.approx(score, abs=1e-3)
     assert found.margin == pytest.approx(abs(1.0 / (1.0 + np.exp(-logit)) - 0.6), abs=1e-9)
     assert sum(share for _, share in found.top) == pytest.approx(1.0)
     assert found.above is None
