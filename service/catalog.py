@@ -201,8 +201,8 @@ def prepare(path: Path, settings: Settings) -> Build:
     threads = settings.threads or usable_cores()
     if (path / CARD_FILE).exists():
         engine = Engine(read_bundle(path), settings.device, threads)
-        engine.warm_up((1, settings.max_batch))
-        return lambda settings, metrics: serve_bundle(engine, settings, metrics)
+        batch = engine.warm_up(settings.max_batch)
+        return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
         runtime = Runtime(file.read_bytes(), settings.device, threads)

@@ -64,21 +64,26 @@ class Served:
         return self.runtime.device
 
 
-def serve_bundle(engine: Engine, settings: Settings, metrics: Metrics) -> Served:
-    """A bundle's model, its batcher running; needs a running event loop."""
+def serve_bundle(engine: Engine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
+    """A bundle's model in batches of at most `max_batch` images; needs a running event loop."""
     card = engine.card
     observer = metrics.observer(card.name, card.version)
 
     def run(items: list[bytes | Pixels]) -> Sequence[Any]:
         return _run_pictures(engine, items, settings.image_limits, observer)
 
-    return _start(card.name, card.version, engine.runtime, card, run, settings, observer)
+    return _start(card.name, card.version, engine.runtime, card, run, max_batch, settings, observer)
 
 
 def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, metrics: Metrics) -> Served:
     """A graph without a card, its batcher running; needs a running event loop."""
     observer = metrics.observer(name, version)
-    return _start(name, version, runtime, None, lambda items: _run_blocks(runtime, items), settings, observer)
+    max_batch = settings.max_batch if runtime.batchable else 1
+
+    def run(items: list[Block]) -> Sequence[Any]:
+        return _run_blocks(runtime, items)
+
+    return _start(name, version, runtime, None, run, max_batch, settings, observer)
 
 
 def _start(
@@ -87,6 +92,7 @@ def _start(
     runtime: Runtime,
     card: ModelCard | None,
     run: Any,
+    max_batch: int,
     settings: Settings,
     observer: ModelObserver,
 ) -> Served:
@@ -94,7 +100,7 @@ def _start(
     batcher = Batcher(
         run,
         executor,
-        max_batch=settings.max_batch if runtime.batchable else 1,
+        max_batch=max_batch,
         max_wait=settings.max_wait_ms / 1e3,
         capacity=settings.queue_size,
         observer=observer,

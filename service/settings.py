@@ -42,7 +42,9 @@ class Settings(BaseSettings):
         "auto", description="cuda: never become ready without it; auto: CUDA where there is one, and say which"
     )
     default_model: str | None = Field(None, description="model that answers where a request names none")
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="images in one run of the model")
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = Field(
+        32, description="images in one run of the model at most; fewer where more were not faster when it was loaded"
+    )
     max_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
         0.0, description="how long the first image of a batch waits for others; 0: only while the model is busy"
     )
