@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.foreign import FOREIGN, write_foreign
-from tests.serving import running, settings_of
+from tests.serving import problem_of, running, settings_of, write_linear
 from tests.wire import LENGTH, binary, error_of, outputs_of, tensor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -145,3 +145,19 @@ async def test_nan_in_binary_comes_back_as_it_is_and_in_json_as_null(http: httpx
     body, headers = binary({}, x=odd)
     answer = await http.post(URL, content=body, headers=headers)
     assert answer.json()["outputs"][0]["data"] == [None, None, 1.0]
+
+
+async def test_json_has_a_limit_of_its_own_and_binary_tensors_may_be_longer(tmp_path: Path) -> None:
+    write_foreign(tmp_path, **FOREIGN)
+    write_linear(tmp_path)
+    x = np.ones((1000, 3), np.float32)
+    settings = settings_of(models=tmp_path, device="cpu", max_json_bytes=1000, default_model="linear")
+    async with running(settings) as http:
+        body, headers = binary({}, x=x)
+        assert (await http.post(URL, content=body, headers=headers)).status_code == 200
+        for url in (URL, "/v2/models/focal_loss/infer"):
+            answer = await http.post(url, json={"inputs": [tensor("x", x)]})
+            assert "more than 1000 bytes of JSON" in error_of(answer)
+        for path in ("/predict", "/loss"):
+            answer = await http.post(path, json={"inputs": [{"image": "A" * 1000}]})
+            assert "more than 1000 bytes of JSON" in problem_of(answer, 413, "too-large")["detail"]

@@ -119,7 +119,7 @@ async def test_classification_gives_value_index_and_label(http: httpx.AsyncClien
     for name, rows in (("logits", WANT), ("probabilities", P)):
         for row, line in zip(rows, found[name], strict=True):
             assert len(line) == 2
-            value, index, label = line[0].split(":")
+            value, index, label = line[0].decode().split(":")
             assert int(index) == row.argmax() and label == LABELS[int(index)]
             assert float(value) == pytest.approx(row.max(), abs=1e-3)
 
