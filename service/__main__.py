@@ -41,6 +41,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
                 server_header=False,
+                proxy_headers=False,
             )
         )
 

@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from models.errors import FocalserveError
@@ -38,7 +37,6 @@ def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None
         version=version("focalserve"),
         summary="Classify images with a focal-loss model, and find the wrong labels.",
         lifespan=_lifespan,
-        middleware=[Middleware(Front, state=state)],
         exception_handlers={
             FocalserveError: _on_error,
             HTTPException: _on_http_error,
@@ -49,6 +47,8 @@ def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None
     app.include_router(documented.router)
     app.include_router(info.router)
     _complete_openapi(app)
+    # Around FastAPI's own layers, not among them: hot routes pass none of those.
+    app.middleware_stack = Front(app.build_middleware_stack(), state)
     return app
 
 

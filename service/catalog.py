@@ -13,11 +13,13 @@ from models.errors import BundleError
 from service.engine import Engine
 from service.errors import Conflict, NotFound, NotReady
 from service.metrics import Metrics
-from service.runtime import Runtime
+from service.runtime import CPU, Runtime
 from service.served import Served, serve_bundle, serve_graph
 from service.settings import Settings, usable_cores
 
 log = logging.getLogger("focalserve")
+QUICK = 0.001
+"""Seconds for one image on one thread, below which a net keeps to it."""
 LABELS_FILE = "labels.json"
 STABLE = "stable"
 
@@ -198,18 +200,27 @@ Build = Callable[[Settings, Metrics], Served]
 
 def prepare(path: Path, settings: Settings) -> Build:
     """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
-    threads = settings.threads or usable_cores()
     if (path / CARD_FILE).exists():
-        engine = Engine(read_bundle(path), settings.device, threads)
+        engine = open_engine(path, settings)
         batch = engine.warm_up(settings.max_batch)
         return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
-        runtime = Runtime(file.read_bytes(), settings.device, threads)
+        runtime = Runtime(file.read_bytes(), settings.device, settings.threads or usable_cores())
     except OSError as error:
         raise BundleError(f"{relative_name(file)}: {(error.strerror or 'cannot be read').lower()}") from None
     name, version = (path.parent.name, path.name) if path.is_dir() else (path.stem, "1")
     return lambda settings, metrics: serve_graph(name, version, runtime, settings, metrics)
+
+
+def open_engine(folder: Path, settings: Settings) -> Engine:
+    """A checked bundle's engine; a net that is quick on one thread gets no more, since waking others costs more."""
+    bundle = read_bundle(folder)
+    if settings.threads == 0:
+        engine = Engine(bundle, settings.device, 1)
+        if engine.seconds(1) < QUICK or engine.device.provider != CPU or usable_cores() == 1:
+            return engine
+    return Engine(bundle, settings.device, settings.threads or usable_cores())
 
 
 def find_models(root: Path) -> dict[str, dict[str, Path]]:

@@ -61,16 +61,17 @@ class Engine:
         Returns:
             The batch size to serve with.
         """
-        best, best_each = 1, self._seconds(1)
+        best, best_each = 1, self.seconds(1)
         size = 2
         while size <= most:
-            each = self._seconds(size) / size
+            each = self.seconds(size) / size
             if each > (1.0 - WORTH) * best_each:
                 break
             best, best_each, size = size, each, size * 2
         return best
 
-    def _seconds(self, size: int) -> float:
+    def seconds(self, size: int) -> float:
+        """How long a blank batch of that size takes; the best of three runs."""
         images = np.zeros((size, self.card.input.height, self.card.input.width, 3), np.uint8)
         taken = []
         for _ in range(3):
