@@ -92,7 +92,8 @@ class TrainConfig(BaseSettings):
 
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = Field(2.0, description="Focusing; 0 is cross-entropy.")
     alpha: Weighting = Field(
-        "class-balanced", description="Class weights: none, by inverse frequency, by effective number, or one number (sigmoid)."
+        "class-balanced",
+        description="Class weights: none, balanced (inverse frequency), class-balanced, or a number (sigmoid).",
     )
     alpha_beta: Share = Field(0.999, description="Of class-balanced: weights (1-b)/(1-b^n), their mean 1.")
     label_smoothing: Share = Field(0.0, description="Share of each label that is spread over the classes.")
