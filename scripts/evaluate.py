@@ -180,9 +180,7 @@ def measure(task: TaskName, p: Floats, raw: Floats, truth: Bools, predicted: Boo
     count = len(truth)
     points = _metrics(np.ones((1, count)), task, p, raw, truth, predicted)
     rng = np.random.default_rng(0)
-    chunks = [
-        _metrics(_draw_weights(rng, count), task, p, raw, truth, predicted) for _ in range(_REPLICATES // _CHUNK)
-    ]
+    chunks = [_metrics(_draw_weights(rng, count), task, p, raw, truth, predicted) for _ in range(_REPLICATES // _CHUNK)]
     out = {}
     for name, point in points.items():
         value = float(point[0])

@@ -130,6 +130,7 @@ def test_no_other_threshold_has_a_higher_f1(task: TaskName) -> None:
     p, truth = held.probabilities(Calibration()), held.truth
     found = decision_thresholds(task, p, truth)
     for k in range(1 if task == "binary" else 0, truth.shape[1]):
+
         def f1(threshold: float, k: int = k) -> float:
             named = p[:, k] >= threshold
             return float(2 * (named & truth[:, k]).sum() / (named.sum() + truth[:, k].sum()))
