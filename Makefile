@@ -5,6 +5,9 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 FIXTURES := $(VENV)/fixtures/.installed
 
+# Threads of torch that spin while they wait take the other cores' time (scripts/cli.py says it too).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint format gpu-check container clean
 
 demo: $(INSTALLED)  ## train, export, serve, classify, find wrong labels; DEMO_ARGS=--no-serve ends by itself

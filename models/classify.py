@@ -66,7 +66,9 @@ class Multiclass:
             log_given = (targets * log_p).sum(axis=1)
         p = np.exp(log_p)
         honest = np.where(raw[:, None], probabilities(safe, "softmax", card.calibration), p)
-        suggested = confident_label(honest, _column(card, "confidence_threshold"))
+        better = confident_label(honest, _column(card, "confidence_threshold"))
+        # The likeliest label needs no suggestion, even where it is below its own threshold.
+        suggested = np.where(honest.argmax(axis=1) == given, given, better)
         loss = np.asarray(terms.values, np.float64)
         return LabelScores(
             terms=terms,
@@ -75,7 +77,7 @@ class Multiclass:
             margin=normalized_margin(p, given),
             quality=normalized_margin(honest, given),
             suggested=[int(j) if j >= 0 and j != g else None for j, g in zip(suggested, given, strict=True)],
-            is_issue=valid & (suggested >= 0) & (suggested != given) & (honest.argmax(axis=1) != given),
+            is_issue=valid & (suggested >= 0) & (suggested != given),
             valid=valid,
             percentile=_percentile(loss, given, card, options, raw),
         )

@@ -1,6 +1,7 @@
 """The `focalserve` command: a verb, then that verb's own flags. A verb's module is imported only when asked for."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -41,6 +42,8 @@ def usage() -> str:
 
 
 def _run(verb: str, argv: Sequence[str]) -> int:
+    # Read by torch when it loads: threads that spin while they wait cost a shared machine ten times the processor time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _load(VERBS[verb][0])(argv)
     except ModuleNotFoundError as error:

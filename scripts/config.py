@@ -92,12 +92,13 @@ class TrainConfig(BaseSettings):
 
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = Field(2.0, description="Focusing; 0 is cross-entropy.")
     alpha: Weighting = Field(
-        "none", description="Class weights: none, by inverse frequency, by effective number, or one number (sigmoid)."
+        "class-balanced",
+        description="Class weights: none, balanced (inverse frequency), class-balanced, or a number (sigmoid).",
     )
     alpha_beta: Share = Field(0.999, description="Of class-balanced: weights (1-b)/(1-b^n), their mean 1.")
     label_smoothing: Share = Field(0.0, description="Share of each label that is spread over the classes.")
 
-    epochs: Annotated[int, Field(ge=1)] = Field(15, description="Passes over the training part, at most.")
+    epochs: Annotated[int, Field(ge=1)] = Field(12, description="Passes over the training part, at most.")
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images per step.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum 0.9.")
     lr: Positive = Field(3e-3, description="Highest learning rate.")

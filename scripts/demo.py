@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> int:
     say(
         "1. Train with focal loss, calibrate, export to ONNX; then a model on each half, for honest scores of the other"
     )
-    for name, source in (
-        (MODEL, data / "train"),
-        ("half-a", data / "half-a.csv"),
-        ("half-b", data / "half-b.csv"),
+    for name, source, alpha in (
+        (MODEL, data / "train", "class-balanced"),
+        ("half-a", data / "half-a.csv", "none"),  # class weights would bias the ranking of labels by class
+        ("half-b", data / "half-b.csv", "none"),
     ):
         if not list((flags.folder / "artifacts" / name).glob("*/card.json")):
-            train(flags, name, source)
+            train(flags, name, source, alpha)
     port = free_port(flags.port)
     say("2. Serve all three")
     with service(flags.folder / "artifacts", port) as (process, url):
@@ -83,10 +83,10 @@ def prepare_data(folder: Path) -> Path:
     return data
 
 
-def train(flags: DemoFlags, name: str, source: Path) -> None:
+def train(flags: DemoFlags, name: str, source: Path, alpha: str) -> None:
     """Runs `focalserve train` as a person would."""
     out = flags.folder / "artifacts" / name
-    run_verb("train", str(source), "--out", str(out), "--epochs", str(flags.epochs), "--restart")
+    run_verb("train", str(source), "--out", str(out), "--epochs", str(flags.epochs), "--alpha", alpha, "--restart")
 
 
 def run_verb(*arguments: str) -> None:

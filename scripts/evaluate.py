@@ -20,8 +20,7 @@ Bools = NDArray[np.bool_]
 _REPLICATES = 500
 _CHUNK = 50
 _BINS = 15
-_FEW = 5
-"""A threshold is not tuned on fewer positives than this."""
+_FEW = 5  # a threshold is not tuned on fewer positives
 _TINY = float(np.finfo(np.float64).tiny)
 QUANTILE_LEVELS: list[float] = list(ModelCard.model_fields["quantile_levels"].default)
 

@@ -156,7 +156,7 @@ def build_optimizer(config: TrainConfig, served: nn.Module) -> torch.optim.Optim
     others = [p for p in served.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
 
 

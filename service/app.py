@@ -97,7 +97,9 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 def _problem(request: Request, status: int, code: str, detail: str, errors: list[dict[str, str]] | None) -> Response:
-    headers = {"retry-after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
+    headers = {"retry-after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}
+    if status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is not read
     body = to_json(problem(status, code, detail, request.state.request_id, errors))
     return Response(body, status, headers, PROBLEM_TYPE)
 

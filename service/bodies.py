@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import Headers, UploadFile
@@ -21,6 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 DEPTH = 32
 # Possessive, and an open string runs to the end: linear in the body, whatever stands in it.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_CHUNK = 1 << 16
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _IMAGE_TYPES = {"image/jpeg": "JPEG", "image/jpg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}
 
@@ -129,12 +131,12 @@ def parse_json(body: bytes) -> Any:
 def _depth(body: bytes) -> int:
     if body.count(b"[") + body.count(b"{") <= DEPTH:
         return 0
+    brackets = np.frombuffer(_STRINGS.sub(b"", body).translate(None, _BRACKETS), np.uint8)
     depth = deepest = 0
-    for bracket in _STRINGS.sub(b"", body).translate(None, _BRACKETS):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-        if deepest > DEPTH:
-            break
+    for start in range(0, len(brackets), _CHUNK):
+        part = brackets[start : start + _CHUNK]
+        depths = depth + np.where((part == ord("[")) | (part == ord("{")), 1, -1).cumsum()
+        depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
     return deepest
 
 

@@ -27,6 +27,8 @@ from service.state import Encoded, ServiceState
 
 router = APIRouter()
 Answer = TypeVar("Answer")
+Asked = TypeVar("Asked", PredictRequest, LossRequest)
+_LONG_BODY = 64 * 1024
 _SEPARATOR = "|"
 
 
@@ -47,7 +49,7 @@ async def predict(request: Request) -> Response:
     body = await read_body(request, state.settings.max_body_bytes, state.settings.body_timeout)
     kind = media_type(request.headers, body)
     if kind == "json":
-        asked = validate(PredictRequest, _document(request, body))
+        asked = await _document(request, body, PredictRequest)
         options: PredictOptions = asked
         images: list[Encoded] = [one.image for one in asked.inputs]
         ids = [one.id for one in asked.inputs]
@@ -85,7 +87,7 @@ async def loss(request: Request) -> Response:
     body = await read_body(request, state.settings.max_body_bytes, state.settings.body_timeout)
     kind = media_type(request.headers, body)
     if kind == "json":
-        asked = validate(LossRequest, _document(request, body))
+        asked = await _document(request, body, LossRequest)
         served = state.served(asked.model)
         return await _answer_loss(request, state, served, asked.items(), asked)
     query = _query(request)
@@ -150,10 +152,13 @@ def _model(served: Served) -> dict[str, str]:
     return {"name": served.card.name, "version": served.card.version}
 
 
-def _document(request: Request, body: bytes) -> Any:
+async def _document(request: Request, body: bytes, model: type[Asked]) -> Asked:
+    """The JSON of a body; a long one in a thread, so that probes are answered meanwhile."""
     if request.query_params:
         raise InvalidRequest("the options of a JSON request go into its body, not into the query")
-    return parse_json(body)
+    if len(body) < _LONG_BODY:
+        return validate(model, parse_json(body))
+    return await asyncio.to_thread(lambda: validate(model, parse_json(body)))
 
 
 def _query(request: Request) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from models.card import Calibration, ClassFacts, LossSpec, ModelCard
 from models.classify import is_clipped, logits_of
 from models.errors import InvalidInput, InvalidLabel
 from models.quality import ranks
-from models.reductions import total
+from models.reductions import Reduced, total
 from models.task import Floats, LabelScores, ScoreOptions
 from models.tasks import TASKS
 from service.errors import InferenceFailed, InvalidRequest, item_problem
@@ -20,6 +20,7 @@ from service.schemas import LossOptions
 
 Logits = NDArray[Any]
 _ROW_SUM_TOLERANCE = 1e-3
+_NOT_REDUCED = Reduced(None, 1.0, "none")
 
 
 @dataclass(frozen=True)
@@ -91,26 +92,10 @@ def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) ->
         card = _card_of_rows(given, asked.activation, card)
     options = _options(card, asked)
     batch = _collect(card, given, options)
-    items: list[dict[str, Any]] = [{"index": i} for i in range(len(given))]
-    for item, one in zip(items, given, strict=True):
-        if isinstance(one.row, Exception):
-            item["error"] = item_problem(one.row)
-        if one.id is not None:
-            item["id"] = one.id
     raw = batch.raw if asked.activation is None else np.zeros(len(batch.rows), bool)
     scores = TASKS[card.task].score(batch.rows, batch.targets, card, options, raw)
-    reduced = total(scores.terms, options.reduction) if options.reduction != "none" else None
-    scale = reduced.denominator if reduced is not None and reduced.denominator else 1.0
-    gradient = scores.terms.gradient / scale if asked.return_gradient else None
-    order = ranks(scores.quality, scores.valid)
-    for n, i in enumerate(batch.where):
-        items[i] |= _item(scores, n, int(order[n]), card)
-        if gradient is not None:
-            items[i]["gradient"] = gradient[n].tolist()
-        if batch.clipped[n]:
-            items[i]["clipped"] = True
-    count = int(scores.valid.sum())
-    summed = float(scores.loss[scores.valid].sum())
+    reduced = total(scores.terms, options.reduction) if options.reduction != "none" else _NOT_REDUCED
+    gradient = scores.terms.gradient / (reduced.denominator or 1.0) if asked.return_gradient else None
     return {
         "parameters": {
             "gamma": options.gamma,
@@ -120,18 +105,42 @@ def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) ->
             "quality_method": "margin of calibrated probabilities",
             "temperature": card.calibration.temperature,
         },
-        "loss": {
-            "reduction": options.reduction,
-            "value": reduced.value if reduced is not None else None,
-            "denominator": reduced.denominator if reduced is not None else 1.0,
-            "denominator_name": reduced.denominator_name if reduced is not None else "none",
-            "sum": summed,
-            "mean": summed / count if count else None,
-            "count": count,
-        },
+        "loss": _summary(scores, reduced, options),
         "classes": _classes(scores, batch.targets, card),
-        "items": items,
+        "items": _items(given, batch, scores, card, gradient),
     }
+
+
+def _summary(scores: LabelScores, reduced: Reduced, options: ScoreOptions) -> dict[str, Any]:
+    count = int(scores.valid.sum())
+    summed = float(scores.loss[scores.valid].sum())
+    return {
+        "reduction": options.reduction,
+        "value": reduced.value,
+        "denominator": reduced.denominator,
+        "denominator_name": reduced.denominator_name,
+        "sum": summed,
+        "mean": summed / count if count else None,
+        "count": count,
+    }
+
+
+def _items(
+    given: Sequence[Given], batch: "_Batch", scores: LabelScores, card: ModelCard, gradient: Floats | None
+) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    for i, one in enumerate(given):
+        items.append({"index": i} if one.id is None else {"index": i, "id": one.id})
+        if isinstance(one.row, Exception):
+            items[i]["error"] = item_problem(one.row)
+    order = ranks(scores.quality, scores.valid)
+    for n, i in enumerate(batch.where):
+        items[i] |= _item(scores, n, int(order[n]), card)
+        if gradient is not None:
+            items[i]["gradient"] = gradient[n].tolist()
+        if batch.clipped[n]:
+            items[i]["clipped"] = True
+    return items
 
 
 def _finite(row: Logits | Exception) -> Logits | Exception:

@@ -40,19 +40,19 @@ def noise(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Pixels:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that holds the multiclass model `tiny`, version 1: 10 garments, gamma 2."""
-    return _export(tmp_path_factory.mktemp("artifacts"), "multiclass", GARMENTS)
+    return export_tiny(tmp_path_factory.mktemp("artifacts"), "multiclass", GARMENTS)
 
 
 @pytest.fixture(scope="session")
 def multilabel_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `artifacts`, but `tiny` is a multi-label model of 4 tags."""
-    return _export(tmp_path_factory.mktemp("multilabel"), "multilabel", TAGS)
+    return export_tiny(tmp_path_factory.mktemp("multilabel"), "multilabel", TAGS)
 
 
 @pytest.fixture(scope="session")
 def binary_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `artifacts`, but `tiny` says yes or no: one logit."""
-    return _export(tmp_path_factory.mktemp("binary"), "binary", ["plain", "striped"])
+    return export_tiny(tmp_path_factory.mktemp("binary"), "binary", ["plain", "striped"])
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,8 @@ def binary_bundle(binary_artifacts: Path) -> Path:
     return binary_artifacts / "tiny" / "1"
 
 
-def _export(root: Path, task: str, labels: list[str]) -> Path:
+def export_tiny(root: Path, task: str, labels: list[str]) -> Path:
+    """Exports the model `tiny`, version 1, below a folder."""
     import torch
 
     from models.nets.export import export_net

@@ -192,6 +192,12 @@ def test_what_is_not_strict_json_is_malformed(body: bytes) -> None:
         parse_json(body)
 
 
+def test_depth_is_counted_over_any_number_of_brackets() -> None:
+    assert len(parse_json(b"[" + b"[[]]," * 40_000 + b"{}]")) == 40_001
+    with pytest.raises(MalformedRequest, match="32 deep"):
+        parse_json(b"[" + b"[[]]," * 40_000 + nested(32) + b"]")
+
+
 @pytest.mark.parametrize(
     "body",
     [b"[" * 40 + b'"' + b'\\"' * 500_000, b"[" * 40 + b'"\\' * 500_000, b"[" * 40 + b"\\" * 1_000_000, b'"' * 999_999],

@@ -102,6 +102,14 @@ def test_sigmoid_is_the_softmax_of_two_classes(z: float, gamma: float, temperatu
     assert probabilities(np.array([[z]]), "sigmoid", calibration)[0, 0] == pytest.approx(two, rel=1e-9, abs=1e-300)
 
 
+@pytest.mark.parametrize("z", [-20.0, -40.0, -300.0, -695.0, -1e3, -1e4])
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 10.0])
+def test_the_inverse_is_exact_where_a_probability_has_rounded_to_1(z: float, gamma: float) -> None:
+    """There the log-odds z become z * (1 + gamma) + log(1 + gamma); a large temperature brings them within reach."""
+    p = probabilities(np.array([[0.0, z]]), "softmax", Calibration(gamma=gamma, temperature=1000.0))[0]
+    assert 1000.0 * np.log(p[1] / p[0]) == pytest.approx(z * (1.0 + gamma) + math.log(1.0 + gamma), abs=1e-5)
+
+
 @given(logits, st.floats(0.0, 50.0), gammas)
 def test_a_larger_logit_never_has_a_smaller_probability(z: float, step: float, gamma: float) -> None:
     calibration = Calibration(gamma=gamma, temperature=20.0)

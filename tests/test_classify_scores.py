@@ -149,7 +149,7 @@ def test_calibration_moves_the_quality_of_raw_rows_and_never_loss_or_margin() ->
         ([0.1, 0.8, 0.1], 0, 1, True),  # another class is likelier and reaches its threshold
         ([0.1, 0.8, 0.1], 1, None, False),  # the given one stands
         ([0.3, 0.45, 0.25], 0, None, False),  # likelier, but below its threshold
-        ([0.4, 0.3, 0.3], 0, 2, False),  # the given one is the likeliest, though below its threshold
+        ([0.4, 0.3, 0.3], 0, None, False),  # the given one is the likeliest, though below its threshold
     ],
 )
 def test_an_issue_of_one_label_of_many(p: list[float], label: int, suggested: int | None, is_issue: bool) -> None:

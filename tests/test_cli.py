@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GARMENTS, noise, png
 
 from scripts.clients import LocalModel
 from scripts.readers import read_dataset
 from scripts.score import score_dataset
+from tests.conftest import GARMENTS, noise, png
 
 
 def focalserve(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -75,7 +75,7 @@ def test_loss_writes_every_label_worst_first_in_csv_and_jsonl(
     for name in ("issues.csv", "issues.jsonl"):
         done = focalserve("loss", photos, "--bundle", bundle_folder, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
-    table = list(csv.DictReader((tmp_path / "issues.csv").open(encoding="utf-8")))
+    table = list(csv.DictReader(io.StringIO((tmp_path / "issues.csv").read_text(encoding="utf-8"))))
     lines = [json.loads(line) for line in (tmp_path / "issues.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["image"] for row in table] == [line["image"] for line in lines]
     assert [line["rank"] for line in lines] == [1, 2, 3, 4, 5, 6]

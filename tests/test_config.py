@@ -13,10 +13,10 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_the_defaults_are_focal_loss_with_gamma_2_and_flips() -> None:
+def test_the_defaults_are_class_balanced_focal_loss_with_gamma_2_and_flips() -> None:
     config = parse_config(GIVEN)
     assert (config.gamma, config.alpha, config.alpha_beta, config.flip, config.monitor) == (
-        2.0, "none", 0.999, True, "macro_f1",
+        2.0, "class-balanced", 0.999, True, "macro_f1",
     )  # fmt: skip
     assert (config.data, config.out) == (Path("data"), Path("artifacts/birds"))
 
@@ -28,7 +28,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
 
 
 def test_what_is_printed_is_read_back_as_the_same_settings(tmp_path: Path) -> None:
-    flags = ["--alpha", "class-balanced", "--image-size", "32x48", "--no-crop", "--patience", "3"]
+    flags = ["--alpha", "balanced", "--image-size", "32x48", "--no-crop", "--patience", "3"]
     config = parse_config([*GIVEN, *flags])
     file = write(tmp_path / "t.yaml", config.as_yaml())
     assert parse_config(["--config", file]).recipe() == config.recipe()

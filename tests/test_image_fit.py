@@ -70,6 +70,11 @@ def test_the_geometry_of_a_draft_is_that_of_the_whole_picture(resize: Resize) ->
         assert np.abs(drafted.pixels.astype(int) - whole.pixels).max() <= 8
 
 
+def test_the_scale_of_a_turned_draft_is_exact_where_the_draft_is_square_and_the_original_is_not() -> None:
+    fitted = load_input(rotated_jpeg(ramps(500, 497)), ImageInput(height=28, width=28))
+    assert fitted.scale == pytest.approx((28 / 497, 28 / 500), rel=1e-12)
+
+
 def test_stretch_scales_each_side_on_its_own() -> None:
     fitted = fit_pixels(noise(30, 60), ImageInput(height=15, width=20))
     assert (fitted.scale, fitted.offset) == ((20 / 60, 15 / 30), (0.0, 0.0))

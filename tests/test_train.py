@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 
 from models.bundle import Bundle, read_bundle
 from models.image import load_input
-from models.nets.registry import NETS
+from models.nets.registry import NETS, build_net
 from models.tasks import TASKS
 from scripts import train
+from scripts.checkpoint import save_checkpoint
 from scripts.config import TrainConfig, parse_config
 from scripts.evaluate import Score
 from scripts.interrupts import Interrupts
@@ -43,59 +45,88 @@ def answers(bundle: Bundle, files: list[Path]) -> list[tuple[str, ...]]:
     return [each.labels for each in TASKS[bundle.card.task].predict(logits, bundle.card, 3)]
 
 
+CLASSES = ["Sneaker", "T-shirt", "Trouser"]
+COMMAND = ["--epochs", "4", "--alpha", "class-balanced"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A training of real garments through the command line, in a process of its own."""
+
+    data: Path
+    out: Path
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="module")
-def multiclass(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("artifacts") / "pictures"
-    train_bundle(folders, out, "--epochs", "6", "--alpha", "class-balanced")
-    return out
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    root = tmp_path_factory.mktemp("garments")
+    data, out = copy_garments(root / "some", root / "all", CLASSES, 40), root / "artifacts" / "garments"
+    command = [sys.executable, "-m", "scripts.train", str(data), "--out", str(out), *FAST, *COMMAND]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment())
+    assert done.returncode == 0, done.stderr
+    return Done(data, out, done.stdout, done.stderr)
 
 
-def test_a_trained_bundle_knows_its_classes(folders: Path, multiclass: Path) -> None:
-    bundle = read_bundle(multiclass / "1")
-    files = sorted(folders.glob("*/*.png"))
+@pytest.mark.slow
+def test_the_command_line_says_what_it_does_and_prints_the_bundle(garments: Done) -> None:
+    assert garments.stdout == f"{garments.out / '1'}\n"
+    said = garments.stderr
+    assert "gamma: 2.0" in said and "imbalance 1.0 : 1" in said
+    assert "epoch 4/4: loss" in said and "kept epoch" in said and "torch and ONNX Runtime differ by" in said
+    assert "arning" not in said and "Skipping" not in said and "[torch" not in said
+
+
+@pytest.mark.slow
+def test_a_trained_bundle_knows_its_classes(garments: Done) -> None:
+    bundle = read_bundle(garments.out / "1")
+    files = sorted(garments.data.glob("*/*.png"))
     right = [found == (file.parent.name,) for found, file in zip(answers(bundle, files), files, strict=True)]
-    assert sum(right) / len(right) > 0.9
+    assert sum(right) / len(right) > 0.8
 
 
-def test_the_card_tells_all_that_was_done(folders: Path, multiclass: Path) -> None:
-    card = read_bundle(multiclass / "1").card
-    assert (card.name, card.version, card.task) == ("pictures", "1", "multiclass")
-    assert card.labels == ["barred", "plain", "red"]
-    assert (card.input.height, card.input.width) == (16, 16)
-    assert [facts.train_count for facts in card.classes] == [17, 17, 17]
-    assert [facts.validation_count for facts in card.classes] == [3, 3, 3]
+@pytest.mark.slow
+def test_the_card_tells_all_that_was_done(garments: Done) -> None:
+    card = read_bundle(garments.out / "1").card
+    assert (card.name, card.version, card.task, card.labels) == ("garments", "1", "multiclass", CLASSES)
+    assert (card.input.height, card.input.width) == (28, 28)
+    assert [facts.train_count for facts in card.classes] == [34, 34, 34]
+    assert [facts.validation_count for facts in card.classes] == [6, 6, 6]
     assert card.loss.gamma == card.calibration.gamma == 2.0
     assert card.loss.alpha == pytest.approx([1.0, 1.0, 1.0])
-    assert card.training["epochs"] == 6 and 1 <= card.training["best_epoch"] <= 6
+    assert card.training["epochs"] == 4 and 1 <= card.training["best_epoch"] <= 4
     assert {"accuracy", "macro_f1", "nll", "ece", "ece_uncalibrated"} <= card.metrics.keys()
     assert card.parity_max_difference <= 1e-4
     assert len(card.data_fingerprint) == 64
 
 
-def test_training_leaves_its_best_and_last_checkpoint(multiclass: Path) -> None:
+@pytest.mark.slow
+def test_training_leaves_its_best_and_last_checkpoint(garments: Done) -> None:
+    multiclass = garments.out
     assert {"best.pt", "last.pt"} <= {file.name for file in (multiclass / "run").iterdir()}
     best = torch.load(multiclass / "run" / "best.pt", weights_only=True)
     assert best["epoch"] == read_bundle(multiclass / "1").card.training["best_epoch"]
 
 
-def test_a_complete_run_is_not_run_again_by_resume(
-    folders: Path, multiclass: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--epochs", "6", "--alpha", "class-balanced", "--resume"]
-    assert train.main([str(folders), "--out", str(multiclass), *FAST, *flags]) == 0
+@pytest.mark.slow
+def test_a_complete_run_is_not_run_again_by_resume(garments: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(garments.data), "--out", str(garments.out), *FAST, *COMMAND, "--resume"]) == 0
     shown = capsys.readouterr()
     assert "complete already" in shown.err
-    assert shown.out == f"{multiclass / '1'}\n"
-    assert not (multiclass / "2").exists()
+    assert shown.out == f"{garments.out / '1'}\n"
+    assert not (garments.out / "2").exists()
 
 
 def test_weights_of_another_number_of_classes_are_loaded_but_for_the_head(
-    multiclass: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = draw_list(tmp_path / "data", multilabel=True, count=12, val_from=8)
-    weights = multiclass / "run" / "best.pt"
-    parts = read_parts(parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)]))
+    weights = tmp_path / "best.pt"
+    torch.manual_seed(9)
+    save_checkpoint(weights, {"model": build_net("small", 3).state_dict(), "epoch": 4})
     config = parse_config([str(data), "--out", str(tmp_path / "m"), "--weights", str(weights)])
+    parts = read_parts(config)
     job = build_job(config, parts, torch.device("cpu"))
     assert "fc.weight [3, 96] was not loaded: this model has [2, 96]" in capsys.readouterr().err
     saved = torch.load(weights, weights_only=True)["model"]
@@ -127,22 +158,6 @@ def test_a_binary_list_trains_one_logit(tmp_path: Path) -> None:
     assert card.classes[0].decision_threshold == pytest.approx(1 - card.classes[1].decision_threshold)
     files = [data.parent / f"{k:03d}.png" for k in range(40, 44)]
     assert answers(bundle, files) == [("0",), ("1",), ("0",), ("1",)]
-
-
-@pytest.mark.slow
-def test_real_garments_train_through_the_command_line(tmp_path: Path) -> None:
-    data = copy_garments(tmp_path / "g", tmp_path / "all", ["Trouser", "Sneaker", "T-shirt"], 40)
-    out = tmp_path / "garments"
-    command = [sys.executable, "-m", "scripts.train", str(data), "--out", str(out), "--epochs", "4", *FAST]
-    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment())
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out / '1'}\n"
-    assert "gamma: 2.0" in done.stderr and "imbalance 1.0 : 1" in done.stderr
-    assert "epoch 4/4: loss" in done.stderr and "torch and ONNX Runtime differ by" in done.stderr
-    assert "warning" not in done.stderr.lower()
-    card = read_bundle(out / "1").card
-    assert card.metrics["accuracy"].value > 0.8
-    assert (card.input.height, card.input.width) == (28, 28)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_files_of_its_batch(

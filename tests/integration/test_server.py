@@ -129,6 +129,26 @@ def test_a_body_that_stalls_is_answered_408(server: Server) -> None:
     assert time.monotonic() - began < 10.0
 
 
+def test_a_body_over_the_limit_is_answered_413_and_not_read_on(server: Server) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n"
+    got = raw(server, head, 3.0)
+    assert got.startswith(b"HTTP/1.1 413") and b"connection: close" in got.lower(), got
+
+
+def test_probes_are_answered_while_a_long_body_is_read(server: Server) -> None:
+    rows = np.random.default_rng(0).normal(size=(30_000, 3)).round(6).tolist()
+    body = {"logits": rows, "labels": [0] * 30_000}
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(httpx.post, f"{server.url}/loss", json=body, timeout=60)
+        slowest = 0.0
+        while not long.done():
+            began = time.monotonic()
+            assert httpx.get(f"{server.url}/healthz").status_code == 200
+            slowest = max(slowest, time.monotonic() - began)
+        assert long.result().status_code == 200
+    assert slowest < 4.0
+
+
 def test_a_client_that_leaves_while_it_sends_is_counted(server: Server) -> None:
     before = metric(server, "focalserve_cancelled_requests_total")
     with socket.create_connection(("127.0.0.1", server.port)) as link:
