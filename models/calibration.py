@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from models.card import Calibration
+from models.card import Alpha, Calibration
 
 Floats = NDArray[np.float64]
 _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
@@ -57,6 +57,28 @@ def focal_inverse(p: Floats, gamma: float) -> Floats:
         (N, K), rows sum to 1.
     """
     return np.exp(log_softmax(_inverse_softmax(np.log(p), gamma)))
+
+
+def unweighted_probabilities(logits: Floats, activation: str, gamma: float, alpha: Alpha) -> Floats:
+    """The class posterior behind the logits of a focal-trained net: gamma undone by Psi, then the class weights.
+
+    The weighted loss has its minimum at Psi's inverse of the weighted posterior, so dividing by the weights is exact.
+
+    Args:
+        logits: (N, K), raw output of the net.
+        activation: `softmax` or `sigmoid`.
+        gamma: of the loss in training.
+        alpha: its class weights; for sigmoid those of the positives, negatives weigh the rest.
+
+    Returns:
+        (N, K) float64; rows sum to 1 for softmax.
+    """
+    z = np.asarray(logits, np.float64)
+    if activation == "softmax":
+        weights = np.maximum(np.asarray(1.0 if alpha is None else alpha, np.float64), 1e-6)
+        return np.exp(log_softmax(_inverse_softmax(log_softmax(z), gamma) - np.log(weights)))
+    share = np.clip(np.asarray(0.5 if alpha is None else alpha, np.float64), 1e-6, 1.0 - 1e-6)
+    return np.exp(log_sigmoid(_inverse_odds(z, gamma) - np.log(share / (1.0 - share))))
 
 
 def _log_h(log_p: Floats, log_q: Floats, gamma: float) -> Floats:

@@ -98,6 +98,33 @@ class ClassFacts(_Part):
     loss_quantiles: list[float] = []
 
 
+class LabelNoise(_Part):
+    """How K exclusive classes are mislabelled, as found on the validation part, and what `/loss` judges labels by.
+
+    Attributes:
+        temperature: of the vector scaling, divides the log-probabilities.
+        biases: (K,) of the vector scaling, added to them.
+        transition: (K, K), row j: how images of class j are labelled; rows sum to 1.
+        rate: estimated share of wrong labels in the validation part.
+        threshold: a label whose quality is at most this is an issue; that flags the share `rate` of validation.
+    """
+
+    temperature: Annotated[float, Field(gt=0.0)]
+    biases: list[float]
+    transition: list[list[Probability]]
+    rate: Probability
+    threshold: Probability
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        classes = len(self.biases)
+        if len(self.transition) != classes or any(len(row) != classes for row in self.transition):
+            raise ValueError(f"transition must be {classes} x {classes}, as biases has {classes} numbers")
+        if any(abs(sum(row) - 1.0) > 1e-6 for row in self.transition):
+            raise ValueError("each row of transition must sum to 1")
+        return self
+
+
 class Golden(_Part):
     """One input whose output is known, run at every load.
 
@@ -127,6 +154,9 @@ class Golden(_Part):
 class ModelCard(_Part):
     """Everything needed to use a classifier that is not in its graph. Unknown keys are refused.
 
+    `label_noise` is empty (quality is then the margin), or one over all classes; for a multi-label model one per class,
+    over no and yes.
+
     The card is stored twice: as card.json beside model.onnx, and inside the graph's `metadata_props` under the key
     `focalserve.card`. The second copy is equal but for `sha256`, which cannot be inside the file that it is of.
     """
@@ -142,6 +172,7 @@ class ModelCard(_Part):
     calibration: Calibration = Calibration()
     classes: list[ClassFacts]
     quantile_levels: list[Probability] = [0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
+    label_noise: list[LabelNoise] = []
     metrics: dict[str, Estimate] = {}
     training: dict[str, Any] = {}
     data_fingerprint: str = ""
@@ -175,6 +206,10 @@ class ModelCard(_Part):
                 raise ValueError(f"loss_quantiles of {facts.label!r} must ascend, one per quantile level")
         if isinstance(self.loss.alpha, list) and len(self.loss.alpha) != self.outputs:
             raise ValueError(f"loss.alpha must hold {self.outputs} weights, one per output")
+        if self.label_noise:
+            parts, classes = (1, len(self.labels)) if self.task != "multilabel" else (len(self.labels), 2)
+            if [len(part.biases) for part in self.label_noise] != [classes] * parts:
+                raise ValueError(f"label_noise must be empty or hold {parts} of {classes} classes")
         if len(self.golden.logits) != self.outputs:
             raise ValueError(f"golden.logits must hold {self.outputs} numbers")
         return self

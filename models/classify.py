@@ -10,6 +10,7 @@ from models.calibration import log_sigmoid, log_softmax, probabilities
 from models.card import Calibration, ModelCard
 from models.errors import InvalidLabel
 from models.losses import sigmoid_focal, softmax_focal
+from models.online import judge_labels, judge_tags
 from models.quality import confident_label, normalized_margin, worst_dominates
 from models.task import Floats, LabelScores, Predictions, ScoreOptions
 
@@ -66,15 +67,21 @@ class Multiclass:
         better = confident_label(honest, _column(card, "confidence_threshold"))
         # The likeliest label needs no suggestion, even where it is below its own threshold.
         suggested = np.where(honest.argmax(axis=1) == given, given, better)
+        quality, is_issue = normalized_margin(honest, given), (suggested >= 0) & (suggested != given)
+        if card.label_noise and raw.any():
+            found = judge_labels(safe, given, card)
+            quality, suggested, is_issue = (
+                np.where(raw, new, old) for new, old in zip(found, (quality, suggested, is_issue), strict=True)
+            )
         loss = np.asarray(terms.values, np.float64)
         return LabelScores(
             terms=terms,
             loss=loss,
             log_p_given=np.where(valid, log_given, 0.0),
             margin=normalized_margin(p, given),
-            quality=normalized_margin(honest, given),
+            quality=quality,
             suggested=[int(j) if j >= 0 and j != g else None for j, g in zip(suggested, given, strict=True)],
-            is_issue=valid & (suggested >= 0) & (suggested != given),
+            is_issue=valid & is_issue,
             valid=valid,
             percentile=_percentile(loss, given, card, options, raw),
         )
@@ -177,13 +184,17 @@ def _score_sigmoid(rows: Floats, targets: Floats, card: ModelCard, options: Scor
     )
     present = y >= 0.5
     fit = np.where(present, honest, 1.0 - honest)
+    thresholds = _thresholds(card, "decision_threshold")
+    better = np.where(valid, honest >= thresholds, present)
+    surely = np.where(present, fit <= np.minimum(0.5, thresholds), honest >= _thresholds(card, "confidence_threshold"))
+    if card.label_noise and raw.any():
+        judged, wrong = judge_tags(safe, present, card)
+        fit, surely = np.where(raw[:, None], judged, fit), np.where(raw[:, None], wrong, surely)
+        better = np.where(raw[:, None], present ^ (wrong & valid), better)
     # An ignored element must not move the aggregate: it repeats the row's best.
     best = np.where(valid, fit, -1.0).max(axis=1, keepdims=True)
     fit = np.where(valid, fit, np.where(best < 0.0, 1.0, best))
     as_it_is = np.where(valid, np.exp(log_sigmoid(np.where(present, safe, -safe))), 1.0)
-    thresholds = _thresholds(card, "decision_threshold")
-    better = np.where(valid, honest >= thresholds, present)
-    surely = np.where(present, fit <= np.minimum(0.5, thresholds), honest >= _thresholds(card, "confidence_threshold"))
     loss = np.asarray(terms.values, np.float64).sum(axis=1)
     known = _percentile(loss, present[:, 0].astype(np.intp), card, options, raw)
     return LabelScores(

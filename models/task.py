@@ -70,7 +70,8 @@ class LabelScores:
         loss: (N,) focal loss of the given label, natural logarithm, with gamma and alpha as asked.
         log_p_given: (N,) log-probability of the given label, of the logits as they are.
         margin: (N,) in [0, 1]: (p_given - largest other p + 1) / 2; .5 = the given label ties with another.
-        quality: (N,) in [0, 1], 0 = surely wrong: the margin on calibrated probabilities.
+        quality: (N,) in [0, 1], 0 = surely wrong: the posterior under the noise that the card knows, else the margin on
+            calibrated probabilities.
         suggested: (N,) the label that fits better, None where the given one stands. Indices; a tuple for multi-label.
         is_issue: (N,) bool.
         valid: (N,) bool; False where ignored (its numbers mean nothing).

@@ -43,6 +43,11 @@ def describe_card(card: ModelCard, size: int) -> str:
         f"input     {card.input.width} x {card.input.height} RGB, {card.input.resize}",
         f"loss      focal, gamma {card.loss.gamma:g}, alpha {_alpha(card)}, smoothing {card.loss.label_smoothing:g}",
         f"calibrated  inverse of gamma {card.calibration.gamma:g}, temperature {card.calibration.temperature:.3f}",
+        *(
+            f"noise     {part.rate:.1%} of the validation labels are wrong, as estimated"
+            for part in card.label_noise
+            if card.task != "multilabel"
+        ),
         f"parity    torch against ONNX Runtime {card.parity_max_difference:.2g}",
         "",
         *(f"{name:10} {one.value:.3f}  ({one.low:.3f} to {one.high:.3f})" for name, one in card.metrics.items()),

@@ -42,7 +42,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Job:
-    """All that does not change while training runs, but for the weights within."""
+    """All that does not change while training runs, but for the weights within.
+
+    `observe` is told of every step which training images were seen and their logits.
+    """
 
     config: TrainConfig
     parts: Parts
@@ -57,6 +60,7 @@ class Job:
     targets: Tensor
     val_targets: NDArray[Any]
     fingerprint: str
+    observe: Callable[[NDArray[np.int64], Tensor], None] = lambda _indices, _logits: None
 
 
 def read_parts(config: TrainConfig) -> Parts:

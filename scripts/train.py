@@ -24,6 +24,7 @@ from scripts.batches import Indices, augment, decode_sample, epoch_batches, pref
 from scripts.checkpoint import BEST, LAST, load_checkpoint, locked, remove_checkpoints, save_checkpoint
 from scripts.config import RUN_FOLDER, TrainConfig, parse_config
 from scripts.evaluate import HeldOut, Score, evaluate, format_report, score_epoch
+from scripts.heldout import learn_label_noise, store_epoch
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.job import Job, build_job, choose_device, read_parts, say
 
@@ -147,6 +148,7 @@ def fit(job: Job, at: Progress, interrupts: Interrupts) -> None:
             while at.epoch < config.epochs and not 0 < config.patience <= at.stale:
                 train_epoch(job, at, interrupts, bar)
                 held = predict_validation(job)
+                store_epoch(job.folder, at.epoch + 1, held, job.loss)
                 with interrupts.defer():
                     at.seconds = time.monotonic() - began
                     end_epoch(job, at, score_epoch(held, config.gamma), steps)
@@ -191,7 +193,9 @@ def train_step(job: Job, at: Progress, indices: Indices, pixels: Pixels, rate: f
         group["lr"] = rate
     images = job.served.normalize(torch.from_numpy(pixels).to(job.device, non_blocking=True))
     images = augment(images, flip=config.flip, crop=config.crop, seed=seed)
-    loss = job.criterion(job.served.net(images), job.targets[torch.from_numpy(indices).to(job.device)])
+    logits = job.served.net(images)
+    job.observe(indices, logits.detach())
+    loss = job.criterion(logits, job.targets[torch.from_numpy(indices).to(job.device)])
     job.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(job.served.parameters(), config.clip_grad)
@@ -281,12 +285,12 @@ def export(job: Job, at: Progress) -> str:
         "loss": job.loss,
         "calibration": calibration,
         "classes": report.classes,
+        "label_noise": learn_label_noise(job.folder, at.epoch, held, job.loss),
         "metrics": report.metrics,
         "training": {**config.recipe(), **asdict(at)},
         "data_fingerprint": job.fingerprint,
     }
-    images = job.val_store.take(np.arange(min(32, len(parts.val))))
-    result = export_net(job.served.net, facts, images)
+    result = export_net(job.served.net, facts, job.val_store.take(np.arange(min(32, len(parts.val)))))
     say(f"torch and ONNX Runtime differ by {result.card.parity_max_difference:.2g} at most")
     write_bundle(out, result.card, result.graph)
     return result.card.version

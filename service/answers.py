@@ -55,7 +55,7 @@ class LossItem(BaseModel):
     log_p_given: float | None = None
     p_given: float | None = Field(None, description="probability of the given label, of the logits as they are")
     margin: float | None = Field(None, description="(p_given - largest other p + 1) / 2, of the logits as they are")
-    quality: float | None = Field(None, description="0 = surely wrong, 1 = surely right; on calibrated probabilities")
+    quality: float | None = Field(None, description="0 = surely wrong, 1 = surely right; by quality_method")
     suggested_label: str | list[str] | None = None
     is_issue: bool | None = None
     rank: int | None = Field(None, description="1 = the lowest quality of this request")
@@ -98,7 +98,7 @@ class LossParameters(BaseModel):
     alpha: float | list[float] | None
     label_smoothing: float
     activation: str
-    quality_method: str
+    quality_method: str = Field(description="posterior under label noise where the card knows it, else the margin")
     temperature: float
 
 

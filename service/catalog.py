@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,6 +235,8 @@ def find_models(root: Path) -> dict[str, dict[str, Path]]:
     """
     if not root.is_dir():
         raise BundleError(f"{relative_name(root)}: there is no such folder")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise BundleError(f"{relative_name(root)}: this user may not read it")
     found: dict[str, dict[str, Path]] = {}
     inside = [root, *root.glob("*"), *root.glob("*/*")]
     for folder in inside:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from models.card import Calibration, ClassFacts, LossSpec, ModelCard
 from models.classify import is_clipped, logits_of
 from models.errors import InvalidInput, InvalidLabel
+from models.online import quality_method
 from models.quality import ranks
 from models.reductions import Reduced, total
 from models.task import Floats, LabelScores, ScoreOptions
@@ -66,7 +67,7 @@ def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) ->
             "alpha": options.alpha,
             "label_smoothing": options.label_smoothing,
             "activation": card.activation,
-            "quality_method": "margin of calibrated probabilities",
+            "quality_method": quality_method(card, raw),
             "temperature": card.calibration.temperature,
         },
         "loss": _summary(scores, reduced, options),
