@@ -32,10 +32,12 @@ class Entry:
     Attributes:
         versions: by version.
         labels: other names of versions, such as stable and canary, from NAME/labels.json.
+        folder: the name it has on disk.
     """
 
     versions: dict[str, Served]
     labels: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
 
     @property
     def default(self) -> Served:
@@ -90,14 +92,19 @@ class Catalog:
             raise Conflict(f"model {name} is being loaded already")
         self._loading.add(name)
         try:
-            versions = find_models(self._settings.models).get(name)
+            folder = self._entries[name].folder if name in self._entries else name
+            versions = find_models(self._settings.models).get(folder)
             if versions is None:
                 raise NotFound("the folder holds no model of that name")
             entry = await self._open(versions)
+            entry.folder = folder
         finally:
             self._loading.discard(name)
         shown = entry.default.name
         before = self._entries.get(shown)
+        if before is not None and before.folder != folder:
+            self._retire(entry)
+            raise BundleError(f"two folders hold a model named {shown}: {before.folder} and {folder}")
         self._entries[shown] = entry
         if before is not None:
             self._retire(before)

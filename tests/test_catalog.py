@@ -94,6 +94,17 @@ def test_models_are_found_as_bundles_graphs_and_files_and_never_in_hidden_folder
         find_models(tmp_path / "absent")
 
 
+async def test_two_folders_that_hold_models_of_one_name_are_refused_and_reload_goes_by_name(tmp_path: Path) -> None:
+    write_linear(tmp_path)
+    (tmp_path / "linear").rename(tmp_path / "another")
+    async with served(tmp_path) as http:
+        assert (await http.post(LOAD)).status_code == 200
+        write_linear(tmp_path / "root")
+        shutil.copytree(tmp_path / "root" / "linear", tmp_path / "twin")
+        assert "two folders hold a model named linear" in error_of(await http.post("/v2/repository/models/twin/load"))
+        assert await version_of(http) == "1"
+
+
 def test_the_default_is_the_stable_version_or_the_newest() -> None:
     versions: Any = {"2": "two", "10": "ten"}
     assert Entry(versions).default == "ten"  # type: ignore[comparison-overlap]
