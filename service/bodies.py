@@ -17,6 +17,9 @@ from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, Unsup
 
 Model = TypeVar("Model", bound=BaseModel)
 DEPTH = 32
+_MOST_KEYS = 64
+_MOST_VALUES = 1 << 22
+_FEW_BYTES = 1 << 20
 # Possessive, and an open string runs to the end: linear in the body, whatever stands in it.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _CHUNK = 1 << 16
@@ -67,18 +70,37 @@ def media_type(content_type: str, body: bytes) -> str:
     )
 
 
-def check_json_size(size: int, most: int) -> None:
-    """Refuses JSON whose parsed form would take too much memory.
+def check_json_size(body: bytes, end: int, most: int) -> None:
+    """Refuses JSON whose parsed form would take too much memory, before it is parsed.
+
+    Args:
+        body: begins with the JSON.
+        end: bytes of JSON.
+        most: of them.
 
     Raises:
-        BodyTooLarge: more than `most` bytes.
+        BodyTooLarge: too many bytes, or so short values that there are too many of them.
     """
-    if size > most:
+    if end > most:
         raise BodyTooLarge(f"more than {most} bytes of JSON; send tensors as binary, images as they are or as a form")
+    if end > _FEW_BYTES and sum(body.count(mark, 0, end) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise BodyTooLarge(f"more than {_MOST_VALUES} values in JSON; send tensors as binary")
+
+
+def check_lengths(document: Any, most: int) -> None:
+    """Refuses lists that are too long before each of their items gets an error of its own.
+
+    Raises:
+        BodyTooLarge: a list of the document has more than `most` items.
+    """
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if isinstance(value, list) and len(value) > most:
+                raise BodyTooLarge(f"{_printable(key)}: {len(value)} in one request; {most} are allowed")
 
 
 def parse_json(body: bytes) -> Any:
-    """A JSON document by RFC 8259, strictly: UTF-8, no NaN, no duplicate keys, at most 32 deep.
+    """A JSON document by RFC 8259, strictly: UTF-8, no NaN, at most 32 deep, 64 different keys in an object.
 
     Raises:
         MalformedRequest: it is not.
@@ -110,6 +132,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise MalformedRequest("the JSON has the same key twice in one object")
+    if len(found) > _MOST_KEYS:
+        raise MalformedRequest(f"an object of the JSON has more than {_MOST_KEYS} keys")
     return found
 
 

@@ -84,7 +84,7 @@ def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec], most: int
     if length and int(length) == 0:
         return _read_raw(body, specs)
     end = int(length) if length else len(body)
-    check_json_size(end, most)
+    check_json_size(body, end, most)
     try:
         document = from_json(body[:end], allow_inf_nan=False)
     except ValueError:

@@ -13,6 +13,7 @@ from service.batcher import Timed
 from service.bodies import (
     FormFile,
     check_json_size,
+    check_lengths,
     media_type,
     parse_json,
     parse_multipart,
@@ -149,10 +150,16 @@ async def _document(state: ServiceState, call: Call, body: bytes, model: type[As
     """The JSON of a body; a long one in a thread, so that probes are answered meanwhile."""
     if call.query():
         raise InvalidRequest("the options of a JSON request go into its body, not into the query")
-    check_json_size(len(body), state.settings.max_json_bytes)
-    if len(body) < _LONG_BODY:
-        return validate(model, parse_json(body))
-    return await asyncio.to_thread(lambda: validate(model, parse_json(body)))
+    settings = state.settings
+    check_json_size(body, len(body), settings.max_json_bytes)
+    most = settings.max_images if model is PredictRequest else max(settings.max_rows, settings.max_images)
+
+    def read() -> Asked:
+        document = parse_json(body)
+        check_lengths(document, most)
+        return validate(model, document)
+
+    return read() if len(body) < _LONG_BODY else await asyncio.to_thread(read)
 
 
 def _single(fields: dict[str, list[str]]) -> dict[str, Any]:

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from service.bodies import media_type, parse_json, parse_multipart, validate, validate_strings
+from service.bodies import (
+    check_json_size,
+    check_lengths,
+    media_type,
+    parse_json,
+    parse_multipart,
+    validate,
+    validate_strings,
+)
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, UnsupportedMedia
 from service.schemas import LossOptions, PredictOptions, PredictRequest
 from tests.serving import encoded, pictures, png_of
@@ -104,6 +112,30 @@ def test_no_body_makes_the_depth_check_slow(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         parse_json(body)
     assert time.perf_counter() - began < 1.0
+
+
+def test_an_object_of_very_many_keys_is_refused() -> None:
+    assert len(parse_json(json.dumps({f"k{k}": k for k in range(64)}).encode())) == 64
+    with pytest.raises(MalformedRequest, match="64 keys"):
+        parse_json(json.dumps({f"k{k}": k for k in range(65)}).encode())
+
+
+def test_json_of_very_many_short_values_is_refused_before_it_is_parsed() -> None:
+    check_json_size(b"[" + b"0.123456," * 400_000 + b"0]", 3_600_003, 4_000_000)
+    for short in (b"1,", b"[],", b"{},"):
+        body = b"[" + short * 5_000_000 + b"1]"
+        with pytest.raises(BodyTooLarge, match="values"):
+            check_json_size(body, len(body), 1 << 25)
+        check_json_size(body, 1000, 1 << 25)
+    with pytest.raises(BodyTooLarge, match="100 bytes"):
+        check_json_size(b" " * 101, 101, 100)
+
+
+def test_lists_that_are_too_long_are_refused_before_each_item_has_its_error() -> None:
+    check_lengths({"inputs": [1] * 10, "top_k": 5}, 10)
+    check_lengths([1] * 11, 10)
+    with pytest.raises(BodyTooLarge, match="labels: 11 in one request; 10 are allowed"):
+        check_lengths({"logits": [1], "labels": [1] * 11}, 10)
 
 
 def form_body(*parts: tuple[str, bytes], boundary: str = "X") -> bytes:
