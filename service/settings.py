@@ -51,9 +51,9 @@ class Settings(BaseSettings):
     queue_size: Count = Field(256, description="images that may wait; more are answered 429")
     max_images: Count = Field(4096, description="images in one request")
     max_rows: Count = Field(100_000, description="rows of logits or probabilities in one /loss request")
-    max_body_bytes: Count = Field(64 * 1024 * 1024, description="bytes of one request body, after decompression")
+    max_body_bytes: Count = Field(128 * 1024 * 1024, description="bytes of one request body, after decompression")
     max_json_bytes: Count = Field(
-        32 * 1024 * 1024, description="bytes of JSON in one request; parsed it takes many times as much memory"
+        128 * 1024 * 1024, description="bytes of JSON in one request; parsed it takes many times as much memory"
     )
     max_pixels: Count = Field(25_000_000, description="pixels of one image, before it is resized")
     max_side: Count = Field(8192, description="longest side of one image, pixels")
