@@ -24,7 +24,7 @@ LABEL org.opencontainers.image.title="focalserve" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /venv /venv
 COPY --from=build --chown=10001:10001 /models /models
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 FOCALSERVE_ARTIFACTS=/models
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 FOCALSERVE_MODELS=/models
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000

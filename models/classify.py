@@ -12,7 +12,7 @@ from models.errors import InvalidLabel
 from models.losses import sigmoid_focal, softmax_focal
 from models.online import judge_labels, judge_tags
 from models.quality import confident_label, normalized_margin, worst_dominates
-from models.task import Floats, LabelScores, Prediction, ScoreOptions
+from models.task import Floats, LabelScores, Predictions, ScoreOptions
 
 Bools = NDArray[np.bool_]
 _TINY = float(np.finfo(np.float64).smallest_subnormal)
@@ -33,15 +33,12 @@ class Multiclass:
             return np.asarray(soft / soft.sum())
         return np.asarray(_index(label, card.labels), np.int64)
 
-    def predict(self, logits: Floats, card: ModelCard, top_k: int) -> list[Prediction]:
+    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): the likeliest class."""
         p = probabilities(logits, "softmax", card.calibration)
-        order = np.argsort(-p, axis=1, kind="stable")[:, : max(2, top_k)]
-        best = np.take_along_axis(p, order, axis=1)
-        return [
-            _prediction(card.labels, which, scores, scores[0] - scores[1], top_k)
-            for which, scores in zip(order.tolist(), best.tolist(), strict=True)
-        ]
+        order = np.argsort(-p, axis=1, kind="stable")
+        best = np.take_along_axis(p, order[:, :2], axis=1)
+        return Predictions(p, order, best[:, 0] - best[:, 1])
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools
@@ -105,17 +102,13 @@ class Multilabel:
             return _soft_vector(label, count)
         return np.asarray(np.arange(count) == _index(label, card.labels), np.float64)
 
-    def predict(self, logits: Floats, card: ModelCard, top_k: int) -> list[Prediction]:
+    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): every class at or above its decision threshold."""
         p = probabilities(logits, "sigmoid", card.calibration)
         thresholds = _column(card, "decision_threshold")
-        order = np.argsort(-p, axis=1, kind="stable")[:, : max(1, top_k)]
-        found = []
-        for scores, which in zip(p, order, strict=True):
-            above = tuple(card.labels[k] for k in np.flatnonzero(scores >= thresholds))
-            margin = float(scores[which[0]] - thresholds[which[0]])
-            found.append(_prediction(card.labels, which.tolist(), scores[which].tolist(), margin, top_k, above))
-        return found
+        order = np.argsort(-p, axis=1, kind="stable")
+        margin = p.max(axis=1) - thresholds[order[:, 0]]
+        return Predictions(p, order, margin, p >= thresholds)
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools
@@ -138,15 +131,12 @@ class Binary:
             return np.asarray(soft[-1:] / (soft.sum() if len(soft) == 2 else 1.0))
         return np.asarray([_index(label, card.labels)], np.float64)
 
-    def predict(self, logits: Floats, card: ModelCard, top_k: int) -> list[Prediction]:
+    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, 1): positive at or above the decision threshold."""
-        threshold = card.classes[1].decision_threshold
-        found = []
-        for p in probabilities(logits, "sigmoid", card.calibration)[:, 0].tolist():
-            order = [1, 0] if p >= threshold else [0, 1]
-            scores = [p, 1.0 - p] if p >= threshold else [1.0 - p, p]
-            found.append(_prediction(card.labels, order, scores, abs(p - threshold), top_k))
-        return found
+        positive = probabilities(logits, "sigmoid", card.calibration)
+        distance = positive[:, 0] - card.classes[1].decision_threshold
+        order = np.where(distance[:, None] >= 0.0, [[1, 0]], [[0, 1]])
+        return Predictions(np.concatenate([1.0 - positive, positive], axis=1), order, np.abs(distance))
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools
@@ -224,19 +214,6 @@ def _suggestion(better: NDArray[np.bool_], now: NDArray[np.bool_], card: ModelCa
     if (better == now).all():
         return None
     return int(better[0]) if card.task == "binary" else tuple(np.flatnonzero(better).tolist())
-
-
-def _prediction(
-    labels: Sequence[str],
-    order: Sequence[int],
-    scores: Sequence[float],
-    margin: float,
-    top_k: int,
-    chosen: tuple[str, ...] | None = None,
-) -> Prediction:
-    top = tuple((labels[k], score) for k, score in zip(order[:top_k], scores[:top_k], strict=True))
-    first = labels[order[0]]
-    return Prediction(first, scores[0], margin, (first,) if chosen is None else chosen, top)
 
 
 def _index(label: Any, labels: Sequence[str]) -> int:

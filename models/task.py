@@ -23,23 +23,21 @@ Label = int | str | Sequence[str] | Sequence[float]
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model says of one image.
+class Predictions:
+    """What the model says of N images, one row per image and one column per label of the card.
 
     Attributes:
-        label: the predicted class; for a multi-label model the likeliest one.
-        score: its calibrated probability.
-        margin: score minus the next best class's probability; for sigmoid tasks the distance of the score to its
+        p: (N, L) calibrated probabilities, float64.
+        order: (N, L) label indices, the predicted one first, then by falling probability.
+        margin: (N,) the predicted label's probability minus the next best; for sigmoid tasks its distance to the
             decision threshold.
-        labels: multi-label: every class at or above its decision threshold; otherwise just `label`.
-        top: (class, calibrated probability), likeliest first, at most top_k.
+        above: (N, L) bool, multi-label only: the labels at or above their decision thresholds.
     """
 
-    label: str
-    score: float
-    margin: float
-    labels: tuple[str, ...]
-    top: tuple[tuple[str, float], ...]
+    p: Floats
+    order: NDArray[np.intp]
+    margin: Floats
+    above: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Task(Protocol):
         """
         ...
 
-    def predict(self, logits: Floats, card: ModelCard, top_k: int) -> list[Prediction]:
+    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, K)."""
         ...
 

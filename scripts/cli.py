@@ -16,6 +16,7 @@ VERBS = {
     "audit": ("scripts.audit:main", "find the wrong labels of a data set by cross-validation, with a report"),
     "info": ("scripts.info:main", "show what a bundle is"),
     "doctor": ("scripts.doctor:main", "check this machine: versions, providers, cores, one timed inference"),
+    "bench": ("scripts.bench:main", "measure a bundle: the machine's limit, the service, the ratio"),
     "demo": ("scripts.demo:main", "the whole story on real images: train, export, serve, find wrong labels"),
 }
 _TRAIN_ONLY = {"torch", "onnx", "onnxscript", "yaml"}

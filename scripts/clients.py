@@ -12,13 +12,14 @@ from typing import Any, Protocol, Self
 import httpx
 import numpy as np
 
-from models.bundle import read_bundle
+from models.bundle import find_bundles, read_bundle, version_key
 from models.errors import BundleError, FocalserveError, InvalidInput
 from models.image import Pixels, load_input
-from service.catalog import newest_versions
-from service.engine import Device, Engine
+from service.engine import Engine
+from service.predictions import RowAnswer, answer_rows, predict_items
+from service.runtime import Device
 from service.schemas import LossOptions
-from service.scoring import Given, Logits, predict_items, score_labels
+from service.scoring import Given, score_labels
 from service.settings import usable_cores
 
 
@@ -71,20 +72,23 @@ class LocalModel:
 
     def predict(self, images: Sequence[tuple[str, bytes]], top_k: int) -> list[dict[str, Any]]:
         """One answer of /predict per (id, encoded file)."""
-        rows = self._logits([data for _, data in images])
-        return predict_items(self._engine.card, rows, [name for name, _ in images], top_k)
+        answers = self._answers([data for _, data in images])
+        return predict_items(self._engine.card, answers, [name for name, _ in images], top_k)
 
     def loss(self, images: Sequence[LabelledImage], options: dict[str, Any]) -> list[dict[str, Any]]:
         """One item of /loss per image."""
-        rows = self._logits([image.data for image in images])
-        given = [Given(row, image.label, image.id) for row, image in zip(rows, images, strict=True)]
+        answers = self._answers([image.data for image in images])
+        given = [
+            Given(answer.logits if isinstance(answer, RowAnswer) else answer, image.label, image.id)
+            for answer, image in zip(answers, images, strict=True)
+        ]
         items: list[dict[str, Any]] = score_labels(self._engine.card, given, LossOptions(**options))["items"]
         return items
 
-    def _logits(self, images: Sequence[bytes]) -> list[Logits | Exception]:
+    def _answers(self, images: Sequence[bytes]) -> list[RowAnswer | Exception]:
         decoded = list(self._pool.map(partial(_decode, self._engine), images))
         good = [pixels for pixels in decoded if not isinstance(pixels, Exception)]
-        rows = iter(self._engine.run(np.stack(good)) if good else ())
+        rows = iter(answer_rows(self._engine.card, self._engine.run(np.stack(good))) if good else ())
         return [pixels if isinstance(pixels, Exception) else next(rows) for pixels in decoded]
 
 
@@ -150,7 +154,10 @@ def choose_bundle(folder: Path, name: str | None) -> Path:
     Raises:
         BundleError: none, or several and none named.
     """
-    found = newest_versions(folder)
+    newest: dict[str, Path] = {}
+    for one in sorted(find_bundles(folder), key=lambda one: version_key(one.name)):
+        newest[one.parent.name] = one
+    found = list(newest.values())
     named = [bundle for bundle in found if name is None or bundle.parent.name == name]
     if len(named) == 1:
         return named[0]

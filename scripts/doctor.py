@@ -16,7 +16,8 @@ from models.bundle import read_bundle
 from models.errors import FocalserveError
 from scripts.clients import choose_bundle
 from scripts.flags import Flags
-from service.engine import CUDA, Engine, cuda_driver_present
+from service.engine import Engine
+from service.runtime import CUDA, cuda_driver_present
 from service.settings import usable_cores
 
 _PACKAGES = (

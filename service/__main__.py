@@ -41,6 +41,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
                 server_header=False,
+                proxy_headers=False,
             )
         )
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     server = Server(settings)
-    log.info("focalserve on http://%s:%d, artifacts %s", settings.host, settings.port, settings.artifacts.name)
+    log.info("focalserve on http://%s:%d, models %s", settings.host, settings.port, settings.models.name)
     server.run()
     return server.exit_code
 

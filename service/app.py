@@ -12,18 +12,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from models.errors import FocalserveError
-from service import info, routes
-from service.errors import PROBLEM_TYPE, RequestError, describe, problem, status_of
+from service import documented, info
+from service.errors import PROBLEM_TYPE, problem
+from service.failures import failure_reply
 from service.front import Front
 from service.openapi import add_request_schemas
 from service.settings import Settings
 from service.state import ServiceState, log
-
-_RETRY_AFTER = {429: "1", 503: "2"}
 
 
 def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None) -> FastAPI:
@@ -39,7 +37,6 @@ def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None
         version=version("focalserve"),
         summary="Classify images with a focal-loss model, and find the wrong labels.",
         lifespan=_lifespan,
-        middleware=[Middleware(Front, metrics=state.metrics, log_requests=settings.access_log)],
         exception_handlers={
             FocalserveError: _on_error,
             HTTPException: _on_http_error,
@@ -47,9 +44,11 @@ def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None
         },
     )
     app.state.service = state
-    app.include_router(routes.router)
+    app.include_router(documented.router)
     app.include_router(info.router)
     _complete_openapi(app)
+    # Around FastAPI's own layers, not among them: hot routes pass none of those.
+    app.middleware_stack = Front(app.build_middleware_stack(), state)
     return app
 
 
@@ -73,13 +72,9 @@ def _complete_openapi(app: FastAPI) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    status, code = status_of(error)
-    if status == 500:
-        log.error("request %s: %s", request.state.request_id, error, exc_info=error)
-    if status == 429:
-        request.app.state.service.metrics.rejected.labels("queue_full").inc()
-    errors = error.errors if isinstance(error, RequestError) else None
-    return _problem(request, status, code, describe(error), errors)
+    reply = failure_reply(error, request.state.request_id, is_oip=False)
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers, reply.media_type.decode())
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -87,21 +82,14 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         raise error
     code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
     detail = {404: "there is no such path", 405: "that path has no such method"}.get(error.status_code, "refused")
-    response = _problem(request, error.status_code, code, detail, None)
-    response.headers.update({key: value for key, value in (error.headers or {}).items() if key.lower() == "allow"})
-    return response
+    body = to_json(problem(error.status_code, code, detail, request.state.request_id))
+    headers = {key: value for key, value in (error.headers or {}).items() if key.lower() == "allow"}
+    return Response(body, error.status_code, headers, PROBLEM_TYPE)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    return _problem(request, 422, "invalid-request", "a path or query parameter does not fit", None)
-
-
-def _problem(request: Request, status: int, code: str, detail: str, errors: list[dict[str, str]] | None) -> Response:
-    headers = {"retry-after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}
-    if status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
-    body = to_json(problem(status, code, detail, request.state.request_id, errors))
-    return Response(body, status, headers, PROBLEM_TYPE)
+    body = to_json(problem(422, "invalid-request", "a path or query parameter does not fit", request.state.request_id))
+    return Response(body, 422, None, PROBLEM_TYPE)
 
 
 def _process_age() -> float:

@@ -1,25 +1,25 @@
-"""Concurrent callers to batches. Knows nothing of images or models: rows in, rows out, in order.
+"""Concurrent callers to batches. Knows nothing of images or models: items in, results out, in order.
 
 One task owns the queue and the device. It never waits for company while it is idle (unless `max_wait` says so): what
-has queued while the last batch ran is the next one. A failing batch fails only its own callers; a caller that has left
-is dropped before its row is run.
+has queued while the last batch ran is the next one. A failing batch fails only its own callers, a failing item only
+itself; a caller that has left is dropped before its item is run.
 """
 
 import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 from service.errors import InferenceFailed, NotReady, Overloaded
 
-Row = NDArray[Any]
+Run = Callable[[list[Any]], Sequence[Any]]
+"""A batch of items to as many results; a result that is an Exception fails its item alone."""
 
 
 class BatchObserver(Protocol):
@@ -30,38 +30,71 @@ class BatchObserver(Protocol):
         ...
 
     def dropped(self) -> None:
-        """A row was dropped since its caller had left."""
+        """An item was dropped since its caller had left."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """A result with where its time went.
+
+    Attributes:
+        result: what `run` answered for the item.
+        queued: seconds until its batch began.
+        ran: seconds that its batch took.
+    """
+
+    result: Any
+    queued: float
+    ran: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
-    row: Row
-    answer: asyncio.Future[Row]
+    item: Any
+    weight: int
+    answer: asyncio.Future[Timed]
     since: float
+    gone: Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
+
+
+def _one(item: Any) -> int:
+    return 1
+
+
+def _same(item: Any) -> Hashable:
+    return None
 
 
 class Batcher:
-    """Runs rows of many callers in batches.
+    """Runs items of many callers in batches.
 
     Args:
-        run: (N, ...) rows to N results, called in `executor`; must be safe there.
+        run: called in `executor`; must be safe there.
         executor: one thread of its own.
-        max_batch: rows in one batch at most.
-        max_wait: seconds that the first row of a batch waits for others while the device is idle; 0 does not wait.
-        capacity: rows that may wait.
+        max_batch: weight of one batch at most; a single heavier item runs alone.
+        max_wait: seconds that the first item of a batch waits for others while the device is idle; 0 does not wait.
+        capacity: weight that may wait.
         observer: is told of every batch.
+        weigh: how many images (rows) an item is.
+        kind: only neighbours in the queue of equal kind share a batch.
     """
 
     def __init__(
         self,
-        run: Callable[[Row], Row],
+        run: Run,
         executor: Executor,
         *,
         max_batch: int,
         max_wait: float,
         capacity: int,
         observer: BatchObserver,
+        weigh: Callable[[Any], int] = _one,
+        kind: Callable[[Any], Hashable] = _same,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -70,16 +103,22 @@ class Batcher:
         self._capacity = capacity
         self._share = max(1, capacity // 2)
         self._observer = observer
+        self._weigh = weigh
+        self._kind = kind
         self._queue: deque[_Waiting] = deque()
+        self._depth = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._idle = True
+        self.holders = 0
+        """Callers that will submit still, such as one that decodes its image; `drain` waits for them."""
 
     @property
     def depth(self) -> int:
-        """Rows that wait."""
-        return len(self._queue)
+        """Weight that waits."""
+        return self._depth
 
     @property
     def alive(self) -> bool:
@@ -98,50 +137,62 @@ class Batcher:
             await asyncio.gather(self._task, return_exceptions=True)
         self._release()
 
-    async def submit(self, row: Row) -> Row:
-        """The result of one row.
+    async def drain(self) -> None:
+        """Answers all that waits and all that its holders bring, then takes nothing new and stops."""
+        while self.alive and self.holders:
+            await asyncio.sleep(0.005)
+        self._closed = True
+        while self.alive and (self._queue or not self._idle):
+            await asyncio.sleep(0.005)
+        await self.stop()
+
+    def submit(self, item: Any, gone: Callable[[], bool] = _never) -> asyncio.Future[Timed]:
+        """The result of one item, to be awaited.
+
+        Args:
+            item: what `run` takes.
+            gone: whether the caller has left; asked just before the item would run.
 
         Raises:
             Overloaded: the queue is full.
             NotReady: the batcher has stopped.
-            InferenceFailed: the batch failed.
+            InferenceFailed: on await: the batch failed.
         """
-        return await self._enqueue(row)
+        if self._closed or not self.alive:
+            raise NotReady("the model's batcher does not run")
+        if self._depth >= self._capacity:
+            raise Overloaded(f"{self._capacity} images wait already")
+        answer: asyncio.Future[Timed] = asyncio.get_running_loop().create_future()
+        weight = self._weigh(item)
+        self._queue.append(_Waiting(item, weight, answer, time.perf_counter(), gone))
+        self._depth += weight
+        self._arrived.set()
+        return answer
 
-    async def submit_all(self, rows: Sequence[Row]) -> list[Row | Exception]:
-        """The results of many rows of one caller, each a row or the error of its batch.
+    async def submit_all(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
+        """The results of many items of one caller, each a result or its own error.
 
-        Only a full queue at the first row is refused; afterwards the caller waits for room, so that one request may
-        hold more rows than the queue. It fills the queue by half at most: the rest is for others.
+        Only a full queue at the first item is refused; afterwards the caller waits for room, so that one request may
+        hold more items than the queue. It fills the queue by half at most: the rest is for others.
 
         Raises:
             Overloaded: the queue is full.
             NotReady: the batcher has stopped.
         """
-        answers: list[asyncio.Future[Row]] = []
+        answers: list[asyncio.Future[Timed]] = []
         try:
-            for row in rows:
-                while answers and len(self._queue) >= self._share and not self._closed:
+            for item in items:
+                while answers and self._depth >= self._share and not self._closed:
                     self._room.clear()
                     await self._room.wait()
-                answers.append(self._enqueue(row))
+                answers.append(self.submit(item, gone))
             results = await asyncio.gather(*answers, return_exceptions=True)
         except BaseException:
             for answer in answers:
                 answer.cancel()
             await asyncio.gather(*answers, return_exceptions=True)
             raise
-        return [result if not isinstance(result, BaseException) else _as_error(result) for result in results]
-
-    def _enqueue(self, row: Row) -> asyncio.Future[Row]:
-        if self._closed or not self.alive:
-            raise NotReady("the model's batcher does not run")
-        if len(self._queue) >= self._capacity:
-            raise Overloaded(f"{self._capacity} images wait already")
-        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(row, answer, time.perf_counter()))
-        self._arrived.set()
-        return answer
+        return [_not_cancelled(result) for result in results]
 
     async def _serve(self) -> None:
         try:
@@ -157,9 +208,9 @@ class Batcher:
             self._release()
 
     async def _wait_for_company(self) -> None:
-        """Until the batch is full, or `max_wait` after its first row came."""
+        """Until the batch is full, or `max_wait` after its first item came."""
         until = self._queue[0].since + self._max_wait
-        while len(self._queue) < self._max_batch and (left := until - time.perf_counter()) > 0.0:
+        while self._depth < self._max_batch and (left := until - time.perf_counter()) > 0.0:
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), left)
@@ -169,39 +220,64 @@ class Batcher:
         self._closed = True
         self._fail(self._queue, NotReady("the service is stopping"))
         self._queue.clear()
+        self._depth = 0
         self._room.set()
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
-        while self._queue and len(batch) < self._max_batch:
-            waiting = self._queue.popleft()
-            if waiting.answer.done():
-                self._observer.dropped()
-            else:
-                batch.append(waiting)
+        total, kind = 0, None
+        while self._queue:
+            waiting = self._queue[0]
+            if waiting.answer.done() or waiting.gone():
+                self._drop(self._queue.popleft())
+                continue
+            if batch and (total + waiting.weight > self._max_batch or self._kind(waiting.item) != kind):
+                break
+            kind = self._kind(waiting.item)
+            total += waiting.weight
+            self._depth -= waiting.weight
+            batch.append(self._queue.popleft())
         self._room.set()
         return batch
 
+    def _drop(self, waiting: _Waiting) -> None:
+        self._depth -= waiting.weight
+        self._observer.dropped()
+        if not waiting.answer.done():
+            waiting.answer.set_exception(ClientDisconnect())
+
     async def _answer(self, batch: list[_Waiting]) -> None:
         start = time.perf_counter()
+        self._idle = False
         try:
-            rows = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
-            self._observer.batch(len(batch), [start - waiting.since for waiting in batch], time.perf_counter() - start)
-            for waiting, row in zip(batch, rows, strict=True):
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
+            ran = time.perf_counter() - start
+            queued = [start - waiting.since for waiting in batch]
+            self._report(batch, results, queued, ran)
+            for waiting, seconds, result in zip(batch, queued, results, strict=True):
                 if waiting.answer.done():
                     self._observer.dropped()
+                elif isinstance(result, Exception):
+                    waiting.answer.set_exception(result)
                 else:
-                    waiting.answer.set_result(row)
+                    waiting.answer.set_result(Timed(result, seconds, ran))
         except Exception as error:
             self._fail(batch, error)
         finally:
+            self._idle = True
             self._fail(batch, NotReady("the service is stopping"))
 
-    def _work(self, batch: list[_Waiting]) -> Row:
-        rows = self._run(np.stack([waiting.row for waiting in batch]))
-        if len(rows) != len(batch):
-            raise InferenceFailed(f"the model answered {len(rows)} rows for {len(batch)}")
-        return rows
+    def _report(self, batch: list[_Waiting], results: Sequence[Any], queued: list[float], ran: float) -> None:
+        """Items that failed alone were not run."""
+        done = [n for n, result in enumerate(results) if not isinstance(result, Exception)]
+        if done:
+            self._observer.batch(sum([batch[n].weight for n in done]), [queued[n] for n in done], ran)
+
+    def _work(self, batch: list[_Waiting]) -> Sequence[Any]:
+        results = self._run([waiting.item for waiting in batch])
+        if len(results) != len(batch):
+            raise InferenceFailed(f"the model answered {len(results)} rows for {len(batch)}")
+        return results
 
     @staticmethod
     def _fail(batch: Iterable[_Waiting], error: Exception) -> None:
@@ -210,7 +286,7 @@ class Batcher:
                 waiting.answer.set_exception(error)
 
 
-def _as_error(result: BaseException) -> Exception:
-    if isinstance(result, Exception):
+def _not_cancelled(result: Timed | BaseException) -> Timed | Exception:
+    if isinstance(result, Timed | Exception):
         return result
     raise result

@@ -1,9 +1,7 @@
-"""From an HTTP request to checked bytes and fields: size, time, encoding and JSON rules, before any meaning."""
+"""From the bytes of a body to checked fields: content type, JSON and multipart rules, before any meaning."""
 
-import asyncio
 import json
 import re
-import zlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -13,10 +11,9 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
 from models.image import sniff_format
-from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
+from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, UnsupportedMedia
 
 Model = TypeVar("Model", bound=BaseModel)
 DEPTH = 32
@@ -43,54 +40,13 @@ class Form:
     fields: dict[str, list[str]]
 
 
-async def read_body(request: Request, most: int, timeout: float) -> bytes:
-    """The whole body, decompressed.
-
-    Raises:
-        BodyTooLarge: more than `most` bytes, as sent or decompressed.
-        RequestTimeout: it did not arrive within `timeout` seconds.
-        UnsupportedMedia: a content encoding other than gzip.
-        MalformedRequest: not gzip though the header says so.
-        starlette.requests.ClientDisconnect: the client has left.
-    """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip", ""):
-        raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and len(announced) < 20 and int(announced) > most:
-        raise BodyTooLarge(f"the body has more than {most} bytes")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise BodyTooLarge(f"the body has more than {most} bytes")
-    except TimeoutError:
-        raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
-    return _gunzip(bytes(body), most) if encoding == "gzip" else bytes(body)
-
-
-def _gunzip(data: bytes, most: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        plain = unpacker.decompress(data, most + 1)
-    except zlib.error:
-        raise MalformedRequest("the body is not valid gzip") from None
-    if len(plain) > most:
-        raise BodyTooLarge(f"the decompressed body has more than {most} bytes")
-    if not unpacker.eof or unpacker.unused_data:
-        raise MalformedRequest("the gzip body is cut off or followed by other data")
-    return plain
-
-
-def media_type(headers: Headers, body: bytes) -> str:
+def media_type(content_type: str, body: bytes) -> str:
     """`image`, `json` or `multipart`, by Content-Type or, where there is none, by the first bytes.
 
     Raises:
         UnsupportedMedia: anything else, or a picture of another format than declared.
     """
-    declared = headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    declared = content_type.split(";", 1)[0].strip().lower()
     if declared == "application/json" or (declared.startswith("application/") and declared.endswith("+json")):
         return "json"
     if declared == "multipart/form-data":
@@ -109,6 +65,16 @@ def media_type(headers: Headers, body: bytes) -> str:
     raise UnsupportedMedia(
         "send image/jpeg, image/png, image/webp or image/bmp, multipart/form-data, or application/json"
     )
+
+
+def check_json_size(size: int, most: int) -> None:
+    """Refuses JSON whose parsed form would take too much memory.
+
+    Raises:
+        BodyTooLarge: more than `most` bytes.
+    """
+    if size > most:
+        raise BodyTooLarge(f"more than {most} bytes of JSON; send tensors as binary, images as they are or as a form")
 
 
 def parse_json(body: bytes) -> Any:
@@ -151,7 +117,7 @@ def _no_constant(name: str) -> NoReturn:
     raise MalformedRequest(f"{name} is not JSON; a number is finite")
 
 
-async def parse_multipart(headers: Headers, body: bytes, most_files: int) -> Form:
+async def parse_multipart(content_type: str, body: bytes, most_files: int) -> Form:
     """A multipart/form-data body.
 
     Raises:
@@ -159,7 +125,7 @@ async def parse_multipart(headers: Headers, body: bytes, most_files: int) -> For
         BodyTooLarge: more files than `most_files`.
     """
     try:
-        form = await _WholeForm(headers, body, most_files).parse()
+        form = await _WholeForm(Headers({"content-type": content_type}), body, most_files).parse()
     except MultiPartException as error:
         if error.message.startswith("Too many"):
             raise BodyTooLarge(f"more than {most_files} parts in one request") from None

@@ -1,43 +1,21 @@
-"""One ONNX Runtime session and the truth about it. Usable without HTTP: `run(images) -> logits`."""
+"""A checked bundle in a session. Usable without HTTP: `run(images) -> logits`."""
 
-import ctypes
 import time
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.bundle import METADATA_KEY, Bundle
 from models.card import ModelCard
-from models.errors import BundleError, DeviceUnavailable, InvalidInput
+from models.errors import BundleError, InvalidInput
 from models.image import decode_image
 from service.errors import InferenceFailed
+from service.runtime import CPU, CUDA, Device, Runtime
 
-Device = Literal["auto", "cpu", "cuda"]
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
+WORTH = 0.1
+"""A larger batch must cost this share less per image to be worth the wait."""
 # What another machine's arithmetic may differ by, relative to the largest logit: CUDA may use TF32.
 _GOLDEN_TOLERANCE = {CPU: 1e-3, CUDA: 2e-2}
-
-
-@dataclass(frozen=True)
-class DeviceReport:
-    """What runs the model.
-
-    Attributes:
-        asked: the device that the settings name.
-        provider: the first provider of the session itself, never of the build.
-        reason: why it is not CUDA, in words; empty where it is, or where the CPU was asked for.
-    """
-
-    asked: Device
-    provider: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.provider + (f" ({self.reason})" if self.reason else "")
 
 
 class Engine:
@@ -55,8 +33,9 @@ class Engine:
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self.card = bundle.card
-        self._session, self.device = _open_session(bundle.graph, device, threads)
-        _check_graph(self._session, self.card)
+        self.runtime = Runtime(bundle.graph, device, threads)
+        self.device = self.runtime.device
+        _check_graph(self.runtime, self.card)
         _check_golden(self)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,82 +44,53 @@ class Engine:
         Raises:
             InferenceFailed: the runtime failed, or answered another number of rows.
         """
-        try:
-            logits = self._session.run(["logits"], {"image": images})[0]
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise InferenceFailed("the model's run failed") from error
+        logits = self.runtime.run({"image": images}, ("logits",))[0]
         if logits.shape != (len(images), self.card.outputs):
             raise InferenceFailed(f"the model answered {logits.shape} for {len(images)} images")
         return np.asarray(logits, np.float32)
 
-    def warm_up(self, sizes: tuple[int, ...]) -> float:
-        """Runs blank batches of these sizes; milliseconds that the last took."""
-        shape = (self.card.input.height, self.card.input.width, 3)
-        took = 0.0
-        for size in sizes:
+    def warm_up(self, most: int) -> int:
+        """Runs blank batches of 1, 2, 4 ... images, and finds the size from which larger ones gain nothing.
+
+        A net that fills the cores with one image gains nothing from more: small batches then keep decoding and running
+        side by side.
+
+        Args:
+            most: images in one batch at most.
+
+        Returns:
+            The batch size to serve with.
+        """
+        best, best_each = 1, self.seconds(1)
+        size = 2
+        while size <= most:
+            each = self.seconds(size) / size
+            if each > (1.0 - WORTH) * best_each:
+                break
+            best, best_each, size = size, each, size * 2
+        return best
+
+    def seconds(self, size: int) -> float:
+        """How long a blank batch of that size takes; the best of three runs."""
+        images = np.zeros((size, self.card.input.height, self.card.input.width, 3), np.uint8)
+        taken = []
+        for _ in range(3):
             start = time.perf_counter()
-            self.run(np.zeros((size, *shape), np.uint8))
-            took = (time.perf_counter() - start) * 1e3
-        return took
+            self.run(images)
+            taken.append(time.perf_counter() - start)
+        return min(taken)
 
 
-def cuda_driver_present() -> bool:
-    """Whether this machine has an NVIDIA driver at all; a cheap test before any CUDA library is loaded."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _open_session(graph: bytes, device: Device, threads: int) -> tuple[ort.InferenceSession, DeviceReport]:
-    reason = _why_no_cuda() if device != "cpu" else ""
-    if device == "cuda" and reason:
-        raise DeviceUnavailable(f"the device cuda was asked for, but {reason}")
-    wanted = [CUDA, CPU] if device != "cpu" and not reason else [CPU]
-    if wanted[0] == CUDA:
-        ort.preload_dlls()
-    session = _session(graph, wanted, threads)
-    provider = session.get_providers()[0]
-    if wanted[0] == CUDA and provider != CUDA:
-        reason = "ONNX Runtime fell back: its CUDA or cuDNN libraries are missing or of another version"
-        if device == "cuda":
-            raise DeviceUnavailable(f"the device cuda was asked for, but the session runs on {provider}: {reason}")
-    return session, DeviceReport(device, provider, reason)
-
-
-def _why_no_cuda() -> str:
-    if CUDA not in ort.get_available_providers():
-        return "this build of ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    if not cuda_driver_present():
-        return "there is no NVIDIA driver here (libcuda.so.1 is not found)"
-    return ""
-
-
-def _session(graph: bytes, providers: list[str], threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    # A spinning pool burns the cores that decoding needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(graph, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        raise BundleError(f"model.onnx: ONNX Runtime cannot load it ({type(error).__name__})") from error
-
-
-def _check_graph(session: ort.InferenceSession, card: ModelCard) -> None:
-    inputs = [(node.name, node.type, node.shape) for node in session.get_inputs()]
-    outputs = [(node.name, node.type, node.shape) for node in session.get_outputs()]
-    size = [card.input.height, card.input.width, 3]
-    if len(inputs) != 1 or inputs[0][:2] != ("image", "tensor(uint8)") or inputs[0][2][1:] != size:
-        raise BundleError(f"model.onnx: the input is not `image` uint8 [N, {size[0]}, {size[1]}, 3] as the card says")
-    if not isinstance(inputs[0][2][0], str):
+def _check_graph(runtime: Runtime, card: ModelCard) -> None:
+    height, width = card.input.height, card.input.width
+    one = runtime.inputs[0]
+    if len(runtime.inputs) != 1 or (one.name, one.datatype, one.shape[1:]) != ("image", "UINT8", (height, width, 3)):
+        raise BundleError(f"model.onnx: the input is not `image` uint8 [N, {height}, {width}, 3] as the card says")
+    if one.shape[0] != -1:
         raise BundleError("model.onnx: the batch size is fixed; export it with a dynamic first axis")
-    if len(outputs) != 1 or outputs[0][:2] != ("logits", "tensor(float)") or outputs[0][2][1:] != [card.outputs]:
+    if [(out.name, out.datatype, out.shape[1:]) for out in runtime.outputs] != [("logits", "FP32", (card.outputs,))]:
         raise BundleError(f"model.onnx: the output is not `logits` float32 [N, {card.outputs}] as the card says")
-    inside = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    inside = runtime.metadata.get(METADATA_KEY)
     if inside is None:
         raise BundleError(f"model.onnx: metadata_props has no {METADATA_KEY}")
     exported = ModelCard.parse(inside, "model.onnx metadata").model_copy(update={"sha256": card.sha256})

@@ -3,11 +3,15 @@
 ServiceError
 ├── RequestError
 │   ├── MalformedRequest       400  not parseable
+│   ├── BadHeaders             400  no Host
+│   ├── HeadersTooLarge        431  more headers than accepted
+│   ├── NotOffered             501  a part of the protocol that is not offered
 │   ├── NotFound               404  no such model
 │   ├── BodyTooLarge           413  over a limit of the service
 │   ├── UnsupportedMedia       415  content type or encoding not accepted
 │   ├── RequestTimeout         408  the body did not arrive in time
 │   └── InvalidRequest         422  parsed, but does not fit
+├── Conflict                   409  the same is being done already
 ├── Overloaded                 429  healthy but full: try again
 ├── NotReady                   503  starting, draining, or no model
 └── InferenceFailed            500  the model's own run failed
@@ -53,6 +57,18 @@ class MalformedRequest(RequestError):
     """The body cannot be parsed."""
 
 
+class BadHeaders(RequestError):
+    """A header that every request must have is missing."""
+
+
+class HeadersTooLarge(RequestError):
+    """More headers, or longer ones, than are accepted."""
+
+
+class NotOffered(RequestError):
+    """A part of the protocol that is not offered here."""
+
+
 class NotFound(RequestError):
     """There is no such model or version."""
 
@@ -73,6 +89,10 @@ class InvalidRequest(RequestError):
     """The body was parsed but does not fit."""
 
 
+class Conflict(ServiceError):
+    """The same is being done already."""
+
+
 class Overloaded(ServiceError):
     """Healthy but full: the same request may go through later."""
 
@@ -87,8 +107,12 @@ class InferenceFailed(ServiceError):
 
 STATUS: dict[type[Exception], tuple[int, str]] = {
     MalformedRequest: (400, "malformed-request"),
+    BadHeaders: (400, "bad-headers"),
+    HeadersTooLarge: (431, "headers-too-large"),
+    NotOffered: (501, "not-offered"),
     NotFound: (404, "not-found"),
     RequestTimeout: (408, "request-timeout"),
+    Conflict: (409, "conflict"),
     BodyTooLarge: (413, "too-large"),
     ImageTooLarge: (413, "image-too-large"),
     UnsupportedMedia: (415, "unsupported-media-type"),
@@ -108,12 +132,14 @@ TITLES = {
     404: "There is nothing here",
     405: "That method is not allowed here",
     408: "The request took too long to arrive",
+    409: "It is being done already",
     413: "The request is too large",
     415: "That content type is not accepted",
     422: "The request does not fit",
     429: "The service is full",
     431: "The request headers are too large",
     500: "The service failed",
+    501: "That is not offered here",
     503: "The service is not ready",
 }
 

@@ -1,39 +1,53 @@
-"""The outermost ASGI layer: request ids, header limits, the last catch, and a count of every answer."""
+"""The outermost ASGI layer: the hot routes, request ids, header limits, the last catch, every count."""
 
+import asyncio
+import gzip
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import PROBLEM_TYPE, problem
-from service.metrics import Metrics
+from models.errors import FocalserveError
+from service import oip, routes
+from service.errors import BadHeaders, HeadersTooLarge, status_of
+from service.exchange import Call, Reply
+from service.failures import failure_reply
+from service.state import ServiceState
 
 log = logging.getLogger("focalserve")
 access = logging.getLogger("focalserve.access")
 _MOST_HEADERS = 100
 _MOST_HEADER_BYTES = 32 * 1024
+_GZIP_FROM = 4096
+_GZIP_ELSEWHERE = 64 * 1024
+_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
+_CLIENT_LEFT = 499
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+Handler = Callable[[ServiceState, Call], Awaitable[Reply]]
+HOT: dict[tuple[str, str], Handler] = {("POST", "/predict"): routes.predict, ("POST", "/loss"): routes.loss}
 
 
 class Front:
     """Wraps the app: every request gets an id, every failure a body of ours, every answer is counted.
 
     Args:
-        app: the rest.
-        metrics: where answers are counted.
-        log_requests: a log line per request.
+        app: the rest, which has the routes that need no speed.
+        state: of the service.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_requests: bool) -> None:
+    def __init__(self, app: ASGIApp, state: ServiceState) -> None:
         self._app = app
-        self._metrics = metrics
-        self._log_requests = log_requests
+        self._state = state
+        self._log_requests = state.settings.access_log
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
@@ -41,54 +55,102 @@ class Front:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = _request_id(scope)
+        request_id = _given_id(scope) or f"{self._prefix}-{next(self._numbers):08x}"
         scope.setdefault("state", {})["request_id"] = request_id
+        path: str = scope["path"]
+        handler = HOT.get((scope["method"], path))
+        if handler is None and (path == "/v2" or path.startswith("/v2/")):
+            handler = oip.answer
+        if handler is None:
+            status = await self._pass_on(scope, receive, send, request_id)
+        else:
+            status = await self._handle(handler, Call(scope, receive), send, request_id)
+        self._count(scope, status, start, request_id)
+
+    async def _handle(self, handler: Handler, call: Call, send: Send, request_id: str) -> int:
+        """Runs a hot route and sends its answer; the status."""
+        try:
+            _check_headers(call.scope)
+            reply = await handler(self._state, call)
+        except ClientDisconnect:
+            self._state.metrics.cancelled.inc()
+            return _CLIENT_LEFT
+        except Exception as error:
+            reply = self._failure(error, call, request_id)
+        finally:
+            call.close()
+        if call.gone:
+            self._state.metrics.cancelled.inc()
+            return _CLIENT_LEFT
+        await _send(send, await _packed(reply, call), request_id)
+        return reply.status
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Lets the app answer; the status."""
         status = 0
 
-        async def counted(message: Message) -> None:
+        async def marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(message, request_id)
             await send(message)
 
-        refused = _refused(scope)
         try:
-            if refused is not None:
-                await _answer(counted, refused[0], "bad-headers", refused[1], request_id)
-            else:
-                await self._app(scope, receive, counted)
+            _check_headers(scope)
+            await self._app(scope, receive, marked)
         except ClientDisconnect:
-            status = status or 499
-            self._metrics.cancelled.inc()
-        except Exception:
-            log.exception("request %s failed", request_id)
+            return status or _CLIENT_LEFT
+        except Exception as error:
             if status:
                 raise
-            await _answer(counted, 500, "internal-error", "an unexpected failure; it has been logged", request_id)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.latency.labels(route).observe(time.perf_counter() - start)
-            if self._log_requests:
-                took = (time.perf_counter() - start) * 1e3
-                access.info("%s %s %s %.1f ms %s", scope["method"], route, status, took, request_id)
+            reply = self._failure(error, Call(scope, receive), request_id)
+            await _send(send, reply, request_id)
+            return reply.status
+        return status
+
+    def _failure(self, error: Exception, call: Call, request_id: str) -> Reply:
+        if not isinstance(error, FocalserveError):
+            log.exception("request %s failed", request_id)
+        elif status_of(error)[0] == 500:
+            log.error("request %s: %s", request_id, error, exc_info=error)
+        reply = failure_reply(error, request_id, is_oip=call.path.startswith("/v2"))
+        if reply.status == 429:
+            self._state.metrics.rejected.labels("queue_full").inc()
+        return reply
+
+    def _count(self, scope: Scope, status: int, start: float, request_id: str) -> None:
+        took = time.perf_counter() - start
+        route = scope.get("focalserve.route") or getattr(scope.get("route"), "path", None)
+        name = route or (scope["path"] if (scope["method"], scope["path"]) in HOT else "other")
+        self._state.metrics.answered(name, status, took)
+        if self._log_requests:
+            access.info("%s %s %s %.1f ms %s", scope["method"], name, status, took * 1e3, request_id)
 
 
-def _request_id(scope: Scope) -> str:
+def _check_headers(scope: Scope) -> None:
+    headers = scope["headers"]
+    if len(headers) > _MOST_HEADERS or sum([len(name) + len(value) for name, value in headers]) > _MOST_HEADER_BYTES:
+        raise HeadersTooLarge(f"at most {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES} bytes in all")
+    if scope.get("http_version") == "1.1" and not any(name == b"host" for name, _ in headers):
+        raise BadHeaders("the Host header is missing")
+
+
+def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
             return str(value.decode("ascii"))
-    return uuid.uuid4().hex
-
-
-def _refused(scope: Scope) -> tuple[int, str] | None:
-    headers = scope["headers"]
-    if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _MOST_HEADER_BYTES:
-        return 431, f"at most {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES} bytes in all"
-    if scope.get("http_version") == "1.1" and not any(name == b"host" for name, _ in headers):
-        return 400, "the Host header is missing"
     return None
+
+
+async def _packed(reply: Reply, call: Call) -> Reply:
+    """The reply, compressed where the client takes gzip and it is worth it."""
+    if len(reply.body) < _GZIP_FROM or not _GZIP.search(call.header(b"accept-encoding")):
+        return reply
+    long = len(reply.body) > _GZIP_ELSEWHERE
+    body = await asyncio.to_thread(gzip.compress, reply.body, 1) if long else gzip.compress(reply.body, 1)
+    headers = [*reply.headers, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+    return Reply(body, reply.media_type, reply.status, headers)
 
 
 def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:
@@ -99,8 +161,13 @@ def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:
     ]
 
 
-async def _answer(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
-    body = to_json(problem(status, code, detail, request_id))
-    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _send(send: Send, reply: Reply, request_id: str) -> None:
+    headers = [
+        (b"content-type", reply.media_type),
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"x-request-id", request_id.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        *reply.headers,
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from models.card import Estimate, ImageInput, LossSpec
-from service.catalog import Served
 from service.metrics import CONTENT_TYPE
 from service.openapi import PROBLEMS
+from service.served import Served
 from service.state import ServiceState
 
 router = APIRouter()
@@ -71,7 +71,7 @@ async def readyz(request: Request) -> dict[str, Any]:
     """503 with the reason while it is loading, stopping, refused, or on another device than asked for."""
     state: ServiceState = request.app.state.service
     state.check_ready()
-    return {"ready": True, "providers": {one.card.name: one.engine.device.provider for one in state.catalog.all()}}
+    return {"ready": True, "providers": {one.name: one.device.provider for one in state.catalog.all()}}
 
 
 @router.get("/metrics", operation_id="metrics", summary="Prometheus metrics", response_class=Response)
@@ -85,7 +85,7 @@ async def metrics(request: Request) -> Response:
 async def models(request: Request) -> list[dict[str, Any]]:
     """The facts of every model's card that a client needs, and the device it runs on."""
     state: ServiceState = request.app.state.service
-    return [_info(served) for served in state.catalog.all()]
+    return [_info(served) for served in state.catalog.all() if served.card is not None]
 
 
 @router.get("/", include_in_schema=False)
@@ -103,7 +103,9 @@ async def asset(name: str) -> Response:
 
 
 def _info(served: Served) -> dict[str, Any]:
-    card, device = served.card, served.engine.device
+    card, device = served.card, served.device
+    if card is None:
+        return {}
     return {
         **card.model_dump(
             include={"name", "version", "task", "labels", "input", "loss", "metrics", "created", "sha256"}

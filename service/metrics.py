@@ -41,6 +41,7 @@ class Metrics:
             "focalserve_predictions", "Images answered, by predicted class.", ["model", "label"], registry=registry
         )
         self.queue_depth = Gauge("focalserve_queue_images", "Images that wait.", ["model"], registry=registry)
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.info = Gauge(
             "focalserve_model_info", "1 for each model served.", ["model", "version", "provider"], registry=registry
         )
@@ -50,20 +51,38 @@ class Metrics:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
 
-    def observer(self, model: str, depth: Callable[[], int]) -> "ModelObserver":
-        """What one model's batcher reports to."""
-        self.queue_depth.labels(model).set_function(depth)
-        return ModelObserver(self, model)
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        key = (route, status)
+        known = self._answered.get(key)
+        if known is None:
+            known = self._answered[key] = (self.requests.labels(route, str(status)), self.latency.labels(route))
+        known[0].inc()
+        known[1].observe(seconds)
+
+    def observer(self, model: str, version: str) -> "ModelObserver":
+        """What one model's batcher and sessions report to."""
+        return ModelObserver(self, model, version)
 
 
 class ModelObserver:
-    """Takes what a batcher reports into the metrics."""
+    """Takes what one model does into the metrics, and keeps the sums that its statistics show."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._size = metrics.batch_size.labels(model)
+        self._decode = metrics.stages.labels(model, "decode")
         self._queue = metrics.stages.labels(model, "queue")
         self._infer = metrics.stages.labels(model, "infer")
         self._dropped = metrics.dropped.labels(model)
+        self._depth = metrics.queue_depth.labels(model)
+        self._metrics = metrics
+        self._labels = (model, version)
+        self._predicted: dict[str, Counter] = {}
+        self.statistics = Statistics()
+
+    def watch(self, depth: Callable[[], int]) -> None:
+        """Where the queue's depth is read."""
+        self._depth.set_function(depth)
 
     def batch(self, size: int, queued_seconds: list[float], run_seconds: float) -> None:
         """A batch was run."""
@@ -71,7 +90,50 @@ class ModelObserver:
         self._infer.observe(run_seconds)
         for seconds in queued_seconds:
             self._queue.observe(seconds)
+        self.statistics.batch(size, sum(queued_seconds), run_seconds)
+
+    def decoded(self, seconds: float, count: int) -> None:
+        """That many pictures were decoded in these seconds together."""
+        for _ in range(count):
+            self._decode.observe(seconds / count)
 
     def dropped(self) -> None:
-        """A row was dropped since its caller had left."""
+        """An item was dropped since its caller had left."""
         self._dropped.inc()
+
+    def predicted(self, label: str) -> None:
+        """An image was answered with that class."""
+        counter = self._predicted.get(label)
+        if counter is None:
+            counter = self._predicted[label] = self._metrics.predictions.labels(self._labels[0], label)
+        counter.inc()
+
+
+class Statistics:
+    """Sums since the model was loaded, as the statistics extension of the Open Inference Protocol shows them."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.runs = 0
+        self.queue_ns = 0
+        self.infer_ns = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.total_ns = 0
+        self.by_size: dict[int, list[int]] = {}
+
+    def batch(self, size: int, queued_seconds: float, run_seconds: float) -> None:
+        """A batch was run."""
+        self.images += size
+        self.runs += 1
+        self.queue_ns += round(queued_seconds * 1e9)
+        self.infer_ns += round(run_seconds * 1e9)
+        row = self.by_size.setdefault(size, [0, 0])
+        row[0] += 1
+        row[1] += round(run_seconds * 1e9)
+
+    def request(self, ok: bool, seconds: float) -> None:
+        """A request for the model was answered."""
+        self.succeeded += ok
+        self.failed += not ok
+        self.total_ns += round(seconds * 1e9)

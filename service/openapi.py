@@ -41,6 +41,15 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+OIP_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": what,
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
+    }
+    for status, what in ((400, "Bad input."), (404, "No such model or version."), (503, "Not ready."))
+}
+
+
 def _binary(types: tuple[str, ...]) -> dict[str, Any]:
     return {kind: {"schema": {"type": "string", "format": "binary"}} for kind in types}
 
@@ -84,6 +93,46 @@ LOSS_BODY = _body("LossRequest", {"file": _FILES, "label": {"type": "array", "it
         _query("model", {"type": "string"}, "Which model."),
         _query("gamma", {"type": "number", "minimum": 0}, "Focusing parameter."),
     ]
+}
+
+
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string"},
+        "parameters": {"type": "object"},
+        "data": {"type": "array"},
+    },
+}
+INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "parameters": {"type": "object"},
+                        "inputs": {"type": "array", "items": _TENSOR},
+                        "outputs": {"type": "array", "items": {"type": "object"}},
+                    },
+                },
+                "example": {
+                    "parameters": {"gamma": 2.0, "mode": "softmax"},
+                    "inputs": [
+                        {"name": "logits", "shape": [1, 3], "datatype": "FP32", "data": [2.5, -1.0, 0.3]},
+                        {"name": "labels", "shape": [1], "datatype": "INT64", "data": [0]},
+                    ],
+                },
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
 }
 
 

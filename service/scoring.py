@@ -1,4 +1,4 @@
-"""Logits to answers: the one code behind /predict and /loss, and behind the offline verbs. No HTTP, no images."""
+"""Logits and labels to the answer of /loss; used by the service and by the offline verbs. No HTTP, no images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.calibration import probabilities
 from models.card import Calibration, ClassFacts, LossSpec, ModelCard
 from models.classify import is_clipped, logits_of
 from models.errors import InvalidInput, InvalidLabel
@@ -39,41 +38,6 @@ class Given:
     label: Any
     id: str | None = None
     kind: Literal["logits", "probabilities"] = "logits"
-
-
-def predict_items(
-    card: ModelCard, rows: Sequence[Logits | Exception], ids: Sequence[str | None], top_k: int
-) -> list[dict[str, Any]]:
-    """Answers of /predict: one per row of logits (K,), or that item's error.
-
-    Returns:
-        Dictionaries of the form of `answers.PredictItem`, in the order of the rows.
-    """
-    checked = [_finite(row) for row in rows]
-    good = {i: row for i, row in enumerate(checked) if not isinstance(row, Exception)}
-    answers: list[dict[str, Any]] = [
-        {"index": i, "error": item_problem(row)} if isinstance(row, Exception) else {} for i, row in enumerate(checked)
-    ]
-    if good:
-        logits = np.stack(list(good.values())).astype(np.float64)
-        p = probabilities(logits, card.activation, card.calibration)
-        everything = (np.concatenate([1.0 - p, p], axis=1) if card.task == "binary" else p).tolist()
-        found = TASKS[card.task].predict(logits, card, min(top_k, len(card.labels)))
-        for i, prediction, every in zip(good, found, everything, strict=True):
-            answers[i] = {
-                "index": i,
-                "label": prediction.label,
-                "score": prediction.score,
-                "margin": prediction.margin,
-                "top_k": [{"label": label, "probability": score} for label, score in prediction.top],
-                "probabilities": every,
-            }
-            if card.task == "multilabel":
-                answers[i]["labels"] = list(prediction.labels)
-    for answer, name in zip(answers, ids, strict=True):
-        if name is not None:
-            answer["id"] = name
-    return answers
 
 
 def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
         cli_exit_on_error=False,
     )
 
-    artifacts: CliPositionalArg[Path] = Field(
+    models: CliPositionalArg[Path] = Field(
         Path("artifacts"),
         description="a bundle, or a folder of NAME/VERSION bundles; the newest of each name is served",
     )
@@ -42,7 +42,9 @@ class Settings(BaseSettings):
         "auto", description="cuda: never become ready without it; auto: CUDA where there is one, and say which"
     )
     default_model: str | None = Field(None, description="model that answers where a request names none")
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = Field(32, description="images in one run of the model")
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = Field(
+        32, description="images in one run of the model at most; fewer where more were not faster when it was loaded"
+    )
     max_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
         0.0, description="how long the first image of a batch waits for others; 0: only while the model is busy"
     )
@@ -50,6 +52,9 @@ class Settings(BaseSettings):
     max_images: Count = Field(4096, description="images in one request")
     max_rows: Count = Field(100_000, description="rows of logits or probabilities in one /loss request")
     max_body_bytes: Count = Field(64 * 1024 * 1024, description="bytes of one request body, after decompression")
+    max_json_bytes: Count = Field(
+        32 * 1024 * 1024, description="bytes of JSON in one request; parsed it takes many times as much memory"
+    )
     max_pixels: Count = Field(25_000_000, description="pixels of one image, before it is resized")
     max_side: Count = Field(8192, description="longest side of one image, pixels")
     body_timeout: Seconds = Field(15.0, description="seconds a request body may take to arrive")
@@ -61,6 +66,7 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads that decode images; 0: the cores this process may use"
     )
+    model_control: bool = Field(True, description="models may be loaded and unloaded through /v2/repository")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     access_log: bool = Field(False, description="a log line per request")
 

@@ -1,26 +1,25 @@
 """What lives as long as the app: catalog, decode threads, metrics, and whether it is ready."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from time import perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
-
-from models.card import ImageInput
+from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
 from models.image import Pixels, load_input
-from service.catalog import Catalog, Served
-from service.errors import NotReady
+from service.batcher import Timed
+from service.catalog import Catalog
+from service.errors import InvalidRequest, NotReady
+from service.exchange import Call
 from service.metrics import Metrics
 from service.schemas import decode_base64
+from service.served import SMALL, Served
 from service.settings import Settings, usable_cores
 
 log = logging.getLogger("focalserve")
-RowOrError = NDArray[np.float32] | Exception
 Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
 
@@ -63,10 +62,10 @@ class ServiceState:
             raise self._why_not
         for served in self.catalog.all():
             if not served.batcher.alive:
-                raise NotReady(f"the batcher of model {served.card.name} has died")
+                raise NotReady(f"the batcher of model {served.name} has died")
 
-    def served(self, name: str | None) -> Served:
-        """The model of that name, once the models are there.
+    def served(self, name: str | None, version: str | None = None) -> Served:
+        """The model of that name and version, once the models are there.
 
         Raises:
             NotReady: they are not.
@@ -74,42 +73,84 @@ class ServiceState:
         """
         if self._why_not is not None:
             raise self._why_not
-        return self.catalog.get(name)
+        return self.catalog.get(name, version)
 
-    async def logits(self, served: Served, images: Sequence[Encoded]) -> list[RowOrError]:
-        """Decodes and runs images; each answer is the image's logits (K,) or its own error.
+    async def load(self, name: str) -> None:
+        """Loads or reloads a model; the service is ready once it serves one.
+
+        Raises:
+            FocalserveError: as `Catalog.load`; what was served stays.
+        """
+        if self._loading is not None and not self._loading.done():
+            raise self._why_not or NotReady("the models are being loaded")
+        await self.catalog.load(name)
+        self._why_not = None
+
+    def classifier(self, name: str | None) -> tuple[Served, ModelCard]:
+        """The model of that name, which has a card.
+
+        Raises:
+            InvalidRequest: it is a graph without a card; only /v2 serves it.
+        """
+        served = self.served(name)
+        if served.card is None:
+            raise InvalidRequest(f"model {served.name} has no card; ask it through /v2/models/{served.name}/infer")
+        return served, served.card
+
+    async def run(
+        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call
+    ) -> list[Timed | Exception]:
+        """Decodes and runs images; each result is a `predictions.RowAnswer` or the image's own error.
 
         Raises:
             Overloaded: the queue is full.
         """
-        decode = partial(self._decode, served.card.input)
-        if len(images) == 1:
-            decoded = [await asyncio.get_running_loop().run_in_executor(self._decoders, _caught, decode, images[0])]
-        else:
-            decoded = await self._decode_all(decode, images)
-        good = [pixels for pixels in decoded if not isinstance(pixels, Exception)]
-        answers = iter(await served.batcher.submit_all(good))
-        return [pixels if isinstance(pixels, Exception) else next(answers) for pixels in decoded]
+        batcher = served.batcher
+        batcher.holders += 1
+        try:
+            if len(images) == 1:
+                item = await self._prepare(images[0], card)
+                return [
+                    item if isinstance(item, Exception) else await _settled(batcher.submit(item, lambda: call.gone))
+                ]
+            items = await self._prepare_all(images, card)
+            good = [item for item in items if not isinstance(item, Exception)]
+            results = iter(await batcher.submit_all(good, lambda: call.gone))
+            return [item if isinstance(item, Exception) else next(results) for item in items]
+        finally:
+            batcher.holders -= 1
 
-    async def _decode_all(
-        self, decode: Callable[[Encoded], Pixels], images: Sequence[Encoded]
-    ) -> list[Pixels | Exception]:
-        loop = asyncio.get_running_loop()
-        tasks = [loop.run_in_executor(self._decoders, _caught, decode, image) for image in images]
+    async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Pixels | Exception:
+        """What the batcher takes: a small picture as it is, a large one decoded in a thread."""
+        try:
+            data = decode_base64(image) if isinstance(image, str) else image
+        except InvalidInput as error:
+            return error
+        if len(data) <= SMALL:
+            return data
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data, card)
+
+    async def _prepare_all(self, images: Sequence[Encoded], card: ModelCard) -> list[bytes | Pixels | Exception]:
+        tasks = [asyncio.ensure_future(self._prepare(image, card)) for image in images]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
 
-    def _decode(self, spec: ImageInput, image: Encoded) -> Pixels:
-        data = decode_base64(image) if isinstance(image, str) else image
-        return load_input(data, spec, self.settings.image_limits).pixels
+    def _decode(self, data: bytes, card: ModelCard) -> Pixels | Exception:
+        start = perf_counter()
+        try:
+            return load_input(data, card.input, self.settings.image_limits).pixels
+        except InvalidInput as error:
+            return error
+        finally:
+            self.metrics.stages.labels(card.name, "decode").observe(perf_counter() - start)
 
     async def _load(self, on_ready: Callable[[], None]) -> None:
         start = perf_counter()
         try:
-            await self.catalog.load()
+            await self.catalog.load_all()
         except DeviceUnavailable as error:
             self._refuse(error)
         except BundleError as error:
@@ -124,6 +165,9 @@ class ServiceState:
         else:
             self._why_not = None
             self.metrics.ready.set_function(self._ready_number)
+            # What is there now stays: the collector need not walk it again and again, a pause each time.
+            gc.collect()
+            gc.freeze()
             log.info("models loaded and warm in %.2f s", perf_counter() - start)
             on_ready()
 
@@ -139,8 +183,8 @@ class ServiceState:
         return 1.0
 
 
-def _caught(decode: Callable[[Encoded], Pixels], image: Encoded) -> Pixels | Exception:
+async def _settled(answer: "asyncio.Future[Timed]") -> Timed | Exception:
     try:
-        return decode(image)
+        return await answer
     except InvalidInput as error:
         return error

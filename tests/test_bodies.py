@@ -1,119 +1,15 @@
-import asyncio
-import gzip
 import json
 import time
-import zlib
-from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
 
-from service.bodies import media_type, parse_json, parse_multipart, read_body, validate, validate_strings
-from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
+from service.bodies import media_type, parse_json, parse_multipart, validate, validate_strings
+from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, UnsupportedMedia
 from service.schemas import LossOptions, PredictOptions, PredictRequest
 from tests.serving import encoded, pictures, png_of
 
 PNG = png_of(pictures(1)[0])
-
-
-def request_of(chunks: Iterable[bytes], headers: dict[str, str] | None = None, ends: bool = True) -> Request:
-    async def messages() -> AsyncGenerator[Message]:
-        for chunk in chunks:
-            yield {"type": "http.request", "body": chunk, "more_body": True}
-        if ends:
-            yield {"type": "http.request", "body": b"", "more_body": False}
-        await asyncio.sleep(60)
-
-    stream = messages()
-
-    async def receive() -> Message:
-        return await anext(stream)
-
-    raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive)
-
-
-async def test_a_body_in_many_pieces_is_put_together() -> None:
-    assert await read_body(request_of(b"abc" for _ in range(1000)), 3000, 5) == b"abc" * 1000
-
-
-async def test_a_body_of_just_the_limit_is_read_and_one_byte_more_is_refused() -> None:
-    assert len(await read_body(request_of([b"x" * 100]), 100, 5)) == 100
-    with pytest.raises(BodyTooLarge):
-        await read_body(request_of([b"x" * 101]), 100, 5)
-
-
-async def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_read() -> None:
-    def never() -> Iterable[bytes]:
-        raise AssertionError("was read")
-        yield b""
-
-    with pytest.raises(BodyTooLarge):
-        await read_body(request_of(never(), {"content-length": "101"}), 100, 5)
-
-
-async def test_an_endless_body_is_refused_at_the_limit() -> None:
-    def endless() -> Iterable[bytes]:
-        sent = 0
-        while True:
-            sent += 1
-            assert sent < 20, "reading went on after the limit"
-            yield b"x" * 10
-
-    with pytest.raises(BodyTooLarge):
-        await read_body(request_of(endless()), 100, 5)
-
-
-@pytest.mark.parametrize("announced", ["", "-5", "1e3", "x" * 30, "9" * 30])
-async def test_a_strange_length_does_not_matter(announced: str) -> None:
-    assert await read_body(request_of([b"ok"], {"content-length": announced}), 100, 5) == b"ok"
-
-
-async def test_a_body_that_stalls_is_given_up() -> None:
-    with pytest.raises(RequestTimeout):
-        await read_body(request_of([b"abc"], ends=False), 100, 0.05)
-
-
-async def test_a_client_that_leaves_while_sending_is_told_apart() -> None:
-    async def receive() -> Message:
-        return {"type": "http.disconnect"}
-
-    with pytest.raises(ClientDisconnect):
-        await read_body(Request({"type": "http", "headers": []}, receive), 100, 5)
-
-
-async def test_gzip_is_unpacked_and_counts_unpacked() -> None:
-    gzipped = {"content-encoding": "GZip"}
-    assert await read_body(request_of([gzip.compress(b"x" * 1000)], gzipped), 1000, 5) == b"x" * 1000
-    with pytest.raises(BodyTooLarge):
-        await read_body(request_of([gzip.compress(b"x" * 1001)], gzipped), 1000, 5)
-
-
-async def test_a_gzip_bomb_is_refused_within_its_limit() -> None:
-    bomb = gzip.compress(b"\0" * 50_000_000)
-    began = time.perf_counter()
-    with pytest.raises(BodyTooLarge):
-        await read_body(request_of([bomb], {"content-encoding": "gzip"}), 100_000, 5)
-    assert time.perf_counter() - began < 1.0
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"not gzip", gzip.compress(b"abc")[:-4], gzip.compress(b"abc") + b"more", zlib.compress(b"abc")],
-    ids=["empty", "text", "cut", "trailing", "zlib"],
-)
-async def test_what_is_not_one_whole_gzip_member_is_refused(data: bytes) -> None:
-    with pytest.raises(MalformedRequest):
-        await read_body(request_of([data], {"content-encoding": "gzip"}), 1000, 5)
-
-
-@pytest.mark.parametrize("name", ["br", "deflate", "gzip, gzip", "zstd"])
-async def test_other_encodings_are_refused(name: str) -> None:
-    with pytest.raises(UnsupportedMedia):
-        await read_body(request_of([b"abc"], {"content-encoding": name}), 1000, 5)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +29,7 @@ async def test_other_encodings_are_refused(name: str) -> None:
     ],
 )
 def test_the_content_type_or_else_the_first_bytes_say_what_it_is(declared: str | None, body: bytes, kind: str) -> None:
-    assert media_type(Headers({} if declared is None else {"content-type": declared}), body) == kind
+    assert media_type(declared or "", body) == kind
 
 
 @pytest.mark.parametrize(
@@ -149,7 +45,7 @@ def test_the_content_type_or_else_the_first_bytes_say_what_it_is(declared: str |
 )
 def test_anything_else_is_an_unsupported_type(declared: str, body: bytes) -> None:
     with pytest.raises(UnsupportedMedia):
-        media_type(Headers({"content-type": declared}), body)
+        media_type(declared, body)
 
 
 def nested(depth: int) -> bytes:
@@ -219,7 +115,7 @@ def part(name: str, file: str | None = None) -> str:
     return f'Content-Disposition: form-data; name="{name}"' + (f'; filename="{file}"' if file is not None else "")
 
 
-FORM = Headers({"content-type": "multipart/form-data; boundary=X"})
+FORM = "multipart/form-data; boundary=X"
 
 
 async def test_a_form_keeps_files_in_order_and_every_value_of_a_field() -> None:
@@ -255,7 +151,7 @@ async def test_a_form_with_too_many_files_is_refused() -> None:
 )
 async def test_a_broken_form_is_malformed(headers: str, body: bytes) -> None:
     with pytest.raises(MalformedRequest):
-        await parse_multipart(Headers({"content-type": headers}), body, 10)
+        await parse_multipart(headers, body, 10)
 
 
 def test_what_does_not_fit_is_named_but_not_repeated() -> None:

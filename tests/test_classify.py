@@ -1,6 +1,6 @@
 """Labels and predictions of the three classification tasks."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +12,12 @@ from tests.test_card import card_fields
 
 NAMES = ["cat", "dog", "cow"]
 BOTH = ["plain", "striped"]
+
+
+class Answer(NamedTuple):
+    top: list[tuple[str, float]]
+    margin: float
+    above: list[str] | None
 
 
 def card_of(task: str, labels: list[str] | None = None, **facts: Any) -> ModelCard:
@@ -120,52 +126,56 @@ def test_a_soft_label_is_made_to_sum_to_exactly_1() -> None:
     assert sum(targets("multiclass", [0.3334, 0.3334, 0.3334])) == pytest.approx(1.0, abs=1e-15)
 
 
+def predicted(task: str, logits: Any, **facts: Any) -> list[Answer]:
+    """What the task predicts of rows of logits, in words."""
+    card = card_of(task, **facts)
+    found = TASKS[task].predict(np.asarray(logits, np.float64), card)
+    count = len(card.labels)
+    assert found.p.shape == found.order.shape == (len(logits), count) and found.margin.shape == (len(logits),)
+    assert (np.sort(found.order, axis=1) == np.arange(count)).all()
+    answers = []
+    for n, order in enumerate(found.order):
+        top = [(card.labels[k], float(found.p[n, k])) for k in order]
+        above = None if found.above is None else [card.labels[k] for k in np.flatnonzero(found.above[n])]
+        answers.append(Answer(top, float(found.margin[n]), above))
+    return answers
+
+
 def test_multiclass_predicts_the_likeliest_class_with_its_lead() -> None:
-    logits = np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.1, 0.4]]))
-    first, second = TASKS["multiclass"].predict(logits, card_of("multiclass"), 2)
-    assert (first.label, first.labels) == ("dog", ("dog",))
-    assert [first.score, first.margin] == pytest.approx([0.7, 0.5])
-    assert [name for name, _ in first.top] == ["dog", "cat"]
-    assert dict(second.top) == pytest.approx({"cat": 0.5, "cow": 0.4})
-
-
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("top_k", [1, 2, 50])
-def test_top_k_is_cut_to_the_number_of_classes(task: str, top_k: int) -> None:
-    card = card_of(task)
-    (found,) = TASKS[task].predict(np.zeros((1, card.outputs)), card, top_k)
-    assert len(found.top) == min(top_k, len(card.labels))
+    first, second = predicted("multiclass", np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.1, 0.4]])))
+    assert [name for name, _ in first.top] == ["dog", "cat", "cow"]
+    assert [first.top[0][1], first.margin] == pytest.approx([0.7, 0.5])
+    assert first.above is None
+    assert dict(second.top[:2]) == pytest.approx({"cat": 0.5, "cow": 0.4})
 
 
 def test_equal_probabilities_are_listed_in_the_order_of_the_labels() -> None:
-    (found,) = TASKS["multiclass"].predict(np.zeros((1, 3)), card_of("multiclass"), 3)
+    (found,) = predicted("multiclass", np.zeros((1, 3)))
     assert [name for name, _ in found.top] == NAMES
 
 
 def test_multilabel_predicts_every_class_that_reaches_its_threshold() -> None:
-    card = card_of("multilabel", decision_threshold=(0.9, 0.3, 0.5))
-    (found,) = TASKS["multilabel"].predict(np.array([[2.0, -0.5, 0.0]]), card, 2)
-    assert found.label == "cat"
-    assert found.labels == ("dog", "cow")
+    (found,) = predicted("multilabel", [[2.0, -0.5, 0.0]], decision_threshold=(0.9, 0.3, 0.5))
+    assert found.above == ["dog", "cow"]
     assert found.margin == pytest.approx(1.0 / (1.0 + np.exp(-2.0)) - 0.9)
-    assert [name for name, _ in found.top] == ["cat", "cow"]
+    assert [name for name, _ in found.top] == ["cat", "cow", "dog"]
 
 
 def test_multilabel_may_predict_nothing() -> None:
-    (found,) = TASKS["multilabel"].predict(np.full((1, 3), -3.0), card_of("multilabel"), 1)
-    assert (found.labels, len(found.top)) == ((), 1)
+    (found,) = predicted("multilabel", np.full((1, 3), -3.0))
+    assert found.above == []
 
 
 @pytest.mark.parametrize(("logit", "label", "score"), [(0.0, "plain", 0.5), (1.0, "striped", 0.731), (-9, "plain", 1)])
 def test_binary_predicts_by_its_threshold(logit: float, label: str, score: float) -> None:
-    (found,) = TASKS["binary"].predict(np.array([[logit]]), card_of("binary", decision_threshold=0.6), 2)
-    assert found.label == label
-    assert found.score == pytest.approx(score, abs=1e-3)
+    (found,) = predicted("binary", [[logit]], decision_threshold=0.6)
+    assert found.top[0][0] == label
+    assert found.top[0][1] == pytest.approx(score, abs=1e-3)
     assert found.margin == pytest.approx(abs(1.0 / (1.0 + np.exp(-logit)) - 0.6), abs=1e-9)
     assert sum(share for _, share in found.top) == pytest.approx(1.0)
+    assert found.above is None
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_rows_have_no_predictions(task: str) -> None:
-    card = card_of(task)
-    assert TASKS[task].predict(np.zeros((0, card.outputs)), card, 3) == []
+    assert predicted(task, np.zeros((0, card_of(task).outputs))) == []

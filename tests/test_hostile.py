@@ -26,7 +26,7 @@ GOLDEN = {"inputs": [{"id": "golden", "image": b64(PNG)}]}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(artifacts: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    settings = settings_of(artifacts=artifacts, device="cpu", max_body_bytes=1_000_000, max_images=20)
+    settings = settings_of(models=artifacts, device="cpu", max_body_bytes=1_000_000, max_images=20)
     async with running(settings) as client:
         yield client
 
@@ -151,8 +151,8 @@ CASES = [
     Hostile("a hidden path", 404, "not-found", b"", path="/web/%2e%2e%2fapp.py", method="GET"),
     Hostile("a wrong method", 405, "method-not-allowed", b"", path="/predict", method="DELETE"),
     Hostile("TRACE", 405, "method-not-allowed", b"", path="/healthz", method="TRACE"),
-    Hostile("headers of 40 KB", 431, "bad-headers", PNG, "image/png", headers={"x-long": "a" * 40_000}),
-    Hostile("200 headers", 431, "bad-headers", PNG, headers={f"x-{k}": MARK for k in range(200)}),
+    Hostile("headers of 40 KB", 431, "headers-too-large", PNG, "image/png", headers={"x-long": "a" * 40_000}),
+    Hostile("200 headers", 431, "headers-too-large", PNG, headers={f"x-{k}": MARK for k in range(200)}),
     Hostile("a form without a boundary", 400, "malformed-request", form(FILE), "multipart/form-data"),
     Hostile("a form of garbage", 400, "malformed-request", MARK.encode() * 9, FORM),
     Hostile("a form that is cut off", 400, "malformed-request", form(FILE, end=""), FORM),

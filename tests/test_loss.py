@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(artifacts: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    async with running(settings_of(artifacts=artifacts, device="cpu")) as client:
+    async with running(settings_of(models=artifacts, device="cpu")) as client:
         yield client
 
 
@@ -246,7 +246,7 @@ async def test_an_ignored_label_has_no_score_and_counts_nowhere(http: httpx.Asyn
 
 @pytest.mark.parametrize("labels", [["x"], ["tag"], [], [0.5, 1, 0, 0]])
 async def test_a_multilabel_model_takes_lists_of_names_and_numbers(multilabel_artifacts: Path, labels: Any) -> None:
-    async with running(settings_of(artifacts=multilabel_artifacts, device="cpu")) as http:
+    async with running(settings_of(models=multilabel_artifacts, device="cpu")) as http:
         names = (await http.get("/models")).json()[0]["labels"]
         given = [names[1], names[3]] if labels == ["tag"] else labels
         answer = await http.post("/loss", json={"logits": [[1.0, -2.0, 0.5, 3.0]], "labels": [given], "gamma": 0.0})
@@ -260,7 +260,7 @@ async def test_a_multilabel_model_takes_lists_of_names_and_numbers(multilabel_ar
 
 
 async def test_a_binary_model_has_one_logit_and_two_labels(binary_artifacts: Path) -> None:
-    async with running(settings_of(artifacts=binary_artifacts, device="cpu")) as http:
+    async with running(settings_of(models=binary_artifacts, device="cpu")) as http:
         no, yes = (await http.get("/models")).json()[0]["labels"]
         answer = await loss(http, logits=[[2.0]] * 4, labels=[no, yes, 0, 1], gamma=0.0, alpha=0.25)
         want = [0.75 * np.log1p(np.exp(2.0)), 0.25 * np.log1p(np.exp(-2.0))]
@@ -280,6 +280,6 @@ async def test_thousands_of_rows_are_scored_in_one_request(http: httpx.AsyncClie
 
 
 async def test_more_rows_than_allowed_are_refused(artifacts: Path) -> None:
-    async with running(settings_of(artifacts=artifacts, device="cpu", max_rows=39)) as http:
+    async with running(settings_of(models=artifacts, device="cpu", max_rows=39)) as http:
         answer = await http.post("/loss", json={"logits": ROWS.tolist(), "labels": LABELS})
         problem_of(answer, 413, "too-large")

@@ -19,7 +19,7 @@ RTOL, ATOL = 1e-9, 1e-290
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(artifacts: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    async with running(settings_of(artifacts=artifacts, device="cpu")) as client:
+    async with running(settings_of(models=artifacts, device="cpu")) as client:
         yield client
 
 

@@ -24,7 +24,7 @@ PNGS = [png_of(image) for image in IMAGES]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(artifacts: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    async with running(settings_of(artifacts=artifacts, device="cpu")) as client:
+    async with running(settings_of(models=artifacts, device="cpu")) as client:
         yield client
 
 
@@ -145,7 +145,7 @@ async def test_the_same_request_among_others_always_gets_the_same_answer(http: h
 
 
 async def test_a_multilabel_model_names_every_class_above_its_threshold(multilabel_artifacts: Path) -> None:
-    async with running(settings_of(artifacts=multilabel_artifacts, device="cpu")) as http:
+    async with running(settings_of(models=multilabel_artifacts, device="cpu")) as http:
         [info] = (await http.get("/models")).json()
         for item in await predict(http, *PNGS):
             p = item["probabilities"]
@@ -156,7 +156,7 @@ async def test_a_multilabel_model_names_every_class_above_its_threshold(multilab
 
 
 async def test_a_binary_model_says_both_probabilities(binary_artifacts: Path) -> None:
-    async with running(settings_of(artifacts=binary_artifacts, device="cpu")) as http:
+    async with running(settings_of(models=binary_artifacts, device="cpu")) as http:
         [info] = (await http.get("/models")).json()
         for item in await predict(http, *PNGS, top_k=1):
             no, yes = item["probabilities"]
@@ -173,7 +173,7 @@ async def test_a_binary_decision_keeps_to_its_threshold(tmp_path: Path) -> None:
         for label, threshold in (("no", 0.5), ("yes", 1.0))
     ]
     write_linear(tmp_path, ["no", "yes"], task="binary", classes=classes, calibration=Calibration(temperature=50.0))
-    async with running(settings_of(artifacts=tmp_path, device="cpu")) as http:
+    async with running(settings_of(models=tmp_path, device="cpu")) as http:
         for item in await predict(http, *(png_of(image) for image in pictures(4, SIZE))):
             assert item["label"] == "no"
 
@@ -183,20 +183,20 @@ async def test_of_two_models_the_named_or_the_default_one_answers(tmp_path: Path
         write_linear(tmp_path, [f"{name}-a", f"{name}-b"], name=name)
     write_linear(tmp_path, ["new-a", "new-b"], name="first", version="10")
     data = png_of(pictures(1, SIZE)[0])
-    async with running(settings_of(artifacts=tmp_path, device="cpu")) as http:
+    async with running(settings_of(models=tmp_path, device="cpu")) as http:
         first = (await http.post("/predict?model=first", content=data)).json()
         assert first["model"] == {"name": "first", "version": "10"}
         assert first["predictions"][0]["label"].startswith("new-")
         found = problem_of(await http.post("/predict", content=data), 404, "not-found")
         assert "first, second" in found["detail"]
-    async with running(settings_of(artifacts=tmp_path, device="cpu", default_model="second")) as http:
+    async with running(settings_of(models=tmp_path, device="cpu", default_model="second")) as http:
         assert (await http.post("/predict", content=data)).json()["model"]["name"] == "second"
 
 
 async def test_an_answer_that_is_not_a_number_is_that_items_error_alone(tmp_path: Path) -> None:
     write_linear(tmp_path, divide=True)
     good, black = png_of(pictures(1, SIZE)[0]), png_of(np.zeros((SIZE, SIZE, 3), np.uint8))
-    async with running(settings_of(artifacts=tmp_path, device="cpu")) as http:
+    async with running(settings_of(models=tmp_path, device="cpu")) as http:
         found = await predict(http, good, black, good)
         assert ["error" in item for item in found] == [False, True, False]
         assert found[1]["error"]["status"] == 500
@@ -209,7 +209,7 @@ async def test_an_answer_that_is_not_a_number_is_that_items_error_alone(tmp_path
 
 
 async def test_more_images_than_allowed_are_refused_whole(artifacts: Path) -> None:
-    async with running(settings_of(artifacts=artifacts, device="cpu", max_images=3, queue_size=2)) as http:
+    async with running(settings_of(models=artifacts, device="cpu", max_images=3, queue_size=2)) as http:
         assert len(await predict(http, *PNGS[:3])) == 3
         many = {"inputs": [{"image": b64(data)} for data in PNGS[:4]]}
         problem_of(await http.post("/predict", json=many), 413, "too-large")
@@ -218,7 +218,7 @@ async def test_more_images_than_allowed_are_refused_whole(artifacts: Path) -> No
 
 
 async def test_no_bundle_yet_is_live_but_not_ready(tmp_path: Path) -> None:
-    async with running(settings_of(artifacts=tmp_path, device="cpu"), wait=False) as http:
+    async with running(settings_of(models=tmp_path, device="cpu"), wait=False) as http:
         for _ in range(100):
             await asyncio.sleep(0.01)
             answer = await http.get("/readyz")

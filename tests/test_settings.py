@@ -13,18 +13,18 @@ from service.settings import Settings, load_settings, usable_cores
 def test_defaults_are_loopback_and_bounded() -> None:
     settings = load_settings([])
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
-    assert settings.artifacts == Path("artifacts")
+    assert settings.models == Path("artifacts")
     assert settings.max_batch == 32 and settings.queue_size == 256 and settings.max_wait_ms == 0.0
 
 
 def test_flags_come_before_variables_and_variables_before_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOCALSERVE_PORT", "9001")
     monkeypatch.setenv("FOCALSERVE_MAX_BATCH", "7")
-    monkeypatch.setenv("FOCALSERVE_ARTIFACTS", "from-environment")
+    monkeypatch.setenv("FOCALSERVE_MODELS", "from-environment")
     settings = load_settings(["--port", "9002"])
     assert (settings.port, settings.max_batch, settings.queue_size) == (9002, 7, 256)
-    assert settings.artifacts == Path("from-environment")
-    assert load_settings(["from-flag"]).artifacts == Path("from-flag")
+    assert settings.models == Path("from-environment")
+    assert load_settings(["from-flag"]).models == Path("from-flag")
 
 
 def test_every_field_is_a_flag_with_dashes_and_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +34,7 @@ def test_every_field_is_a_flag_with_dashes_and_is_explained(capsys: pytest.Captu
     said = capsys.readouterr().out
     for name, field in Settings.model_fields.items():
         assert field.description, name
-        assert name == "artifacts" or "--" + name.replace("_", "-") in said
+        assert name == "models" or "--" + name.replace("_", "-") in said
 
 
 @pytest.mark.parametrize("name", ["FOCALSERVE_PROT", "FOCALSERVE_MAXBATCH", "focalserve_devise"])

@@ -1,0 +1,162 @@
+"""One HTTP request on bare ASGI, and what answers it. The hot routes are functions from the one to the other."""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope
+
+from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
+
+JSON = b"application/json"
+_MOST_PARAMETERS = 100
+_PAUSED_FROM = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+        body: its bytes.
+        media_type: of the body.
+        status: HTTP status.
+        headers: more headers, lower case.
+    """
+
+    body: bytes
+    media_type: bytes = JSON
+    status: int = 200
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Call:
+    """One request.
+
+    Args:
+        scope: of ASGI.
+        receive: of ASGI.
+    """
+
+    __slots__ = ("_headers", "_leaving", "_receive", "method", "path", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._headers: dict[bytes, bytes] | None = None
+        self._leaving: asyncio.Future[Message] | None = None
+
+    def header(self, name: bytes) -> str:
+        """A header's value, the last where it is repeated; "" where it is absent."""
+        if self._headers is None:
+            self._headers = dict(self.scope["headers"])
+        return self._headers.get(name, b"").decode("latin-1")
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left, as far as the server tells without being asked to wait (uvicorn does)."""
+        if self._leaving is not None and self._leaving.done():
+            return True
+        return getattr(getattr(self._receive, "__self__", None), "disconnected", False)
+
+    def close(self) -> None:
+        """Ends the watch for the client's leaving; the answer is there."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+
+    def query(self) -> dict[str, str]:
+        """The query's parameters.
+
+        Raises:
+            InvalidRequest: one is given twice, or there are more than 100.
+        """
+        raw: bytes = self.scope["query_string"]
+        if not raw:
+            return {}
+        if raw.count(b"&") >= _MOST_PARAMETERS:
+            raise InvalidRequest(f"more than {_MOST_PARAMETERS} query parameters")
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, errors="replace")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise InvalidRequest("a query parameter is given more than once")
+        return found
+
+    async def body(self, most: int, timeout: float) -> bytes:
+        """The whole body, decompressed.
+
+        Raises:
+            BodyTooLarge: more than `most` bytes, as sent or decompressed.
+            RequestTimeout: it did not arrive within `timeout` seconds.
+            UnsupportedMedia: a content encoding other than gzip.
+            MalformedRequest: not gzip though the header says so.
+            ClientDisconnect: the client has left.
+        """
+        encoding = self.header(b"content-encoding").strip().lower()
+        if encoding not in ("", "identity", "gzip"):
+            raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
+        announced = self.header(b"content-length")
+        if announced.isdecimal() and len(announced) < 20 and int(announced) > most:
+            raise BodyTooLarge(f"the body has more than {most} bytes")
+        message = await self._next(timeout)
+        data: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            data = await self._rest(data, most, timeout)
+        elif len(data) > most:
+            raise BodyTooLarge(f"the body has more than {most} bytes")
+        if len(data) >= _PAUSED_FROM:
+            # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
+            self._leaving = asyncio.ensure_future(self._receive())
+        return _gunzip(data, most) if encoding == "gzip" else data
+
+    async def _next(self, timeout: float) -> dict[str, Any]:
+        # Only a body that is not there yet needs a clock.
+        waiting = self._receive()
+        try:
+            async with asyncio.timeout(timeout):
+                message = await waiting
+        except TimeoutError:
+            raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return dict(message)
+
+    async def _rest(self, first: bytes, most: int, timeout: float) -> bytes:
+        body = bytearray(first)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    if len(body) > most:
+                        raise BodyTooLarge(f"the body has more than {most} bytes")
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
+        if len(body) > most:
+            raise BodyTooLarge(f"the body has more than {most} bytes")
+        return bytes(body)
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+def _gunzip(data: bytes, most: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        plain = unpacker.decompress(data, most + 1)
+    except zlib.error:
+        raise MalformedRequest("the body is not valid gzip") from None
+    if len(plain) > most:
+        raise BodyTooLarge(f"the decompressed body has more than {most} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise MalformedRequest("the gzip body is cut off or followed by other data")
+    return plain

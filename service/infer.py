@@ -1,0 +1,271 @@
+"""POST /v2/models/NAME/infer: tensors in, tensors out, by the Open Inference Protocol v2 with its extensions."""
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import from_json, to_json
+
+from service.bodies import check_json_size
+from service.errors import InvalidRequest, MalformedRequest
+from service.exchange import Call, Reply
+from service.runtime import TensorSpec
+from service.tensors import (
+    NUMPY,
+    WireTensor,
+    datatype_of,
+    from_binary,
+    read_head,
+    to_binary,
+    to_json_data,
+    top_classes,
+)
+from service.tensors import (
+    from_json as json_tensor,
+)
+
+LENGTH_HEADER = b"inference-header-content-length"
+BINARY = b"application/octet-stream"
+_MOST_TENSORS = 1024
+_QUICK = {"FP32": "f", "FP64": "d", "INT64": "q", "INT32": "i", "UINT8": "B"}
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One output that a request asks for."""
+
+    name: str
+    binary: bool
+    classes: int
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A parsed request.
+
+    Attributes:
+        id: the caller's, or None.
+        inputs: by name.
+        parameters: of the request.
+        wanted: the outputs asked for; None = all of them.
+        binary: whether outputs are binary where nothing else is said.
+        as_json: whether the inputs came as JSON, where encoded pictures are base64.
+    """
+
+    id: str | None
+    inputs: Tensors
+    parameters: dict[str, Any]
+    wanted: list[Wanted] | None
+    binary: bool
+    as_json: bool = False
+
+
+def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec], most: int) -> InferRequest:
+    """A request's tensors.
+
+    Args:
+        call: for its headers.
+        body: decompressed.
+        specs: the model's inputs.
+        most: bytes of JSON.
+
+    Raises:
+        BodyTooLarge: more JSON than that.
+        MalformedRequest: not JSON, or lengths that do not add up.
+        InvalidRequest: a tensor that does not fit; named.
+    """
+    length = call.header(LENGTH_HEADER)
+    if length and not (length.isdecimal() and len(length) < 12 and int(length) <= len(body)):
+        raise MalformedRequest("Inference-Header-Content-Length is not the length of a part of the body")
+    if length and int(length) == 0:
+        return _read_raw(body, specs)
+    end = int(length) if length else len(body)
+    check_json_size(end, most)
+    try:
+        document = from_json(body[:end], allow_inf_nan=False)
+    except ValueError:
+        raise MalformedRequest("the request is not valid JSON") from None
+    if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
+        raise InvalidRequest("inputs: should be a list of tensors")
+    if len(document["inputs"]) > _MOST_TENSORS:
+        raise InvalidRequest(f"inputs: more than {_MOST_TENSORS} tensors")
+    name = document.get("id")
+    if name is not None and not isinstance(name, str):
+        raise InvalidRequest("id: should be text")
+    parameters = _parameters(document, "parameters")
+    binary = parameters.get("binary_data_output") is True
+    inputs = _read_inputs(document["inputs"], memoryview(body)[end:])
+    return InferRequest(name, inputs, parameters, _read_wanted(document.get("outputs"), binary), binary, not length)
+
+
+def check_inputs(tensors: Tensors, specs: Sequence[TensorSpec]) -> None:
+    """Whether the tensors are those that a model takes.
+
+    Raises:
+        InvalidRequest: one is missing, unknown, or of another datatype or shape; named.
+    """
+    unknown = sorted(set(tensors) - {spec.name for spec in specs})
+    if unknown:
+        raise InvalidRequest(f"the model has no input {unknown[0][:64]}; it has {', '.join(s.name for s in specs)}")
+    for spec in specs:
+        if spec.name not in tensors:
+            raise InvalidRequest(f"input {spec.name} is missing")
+        tensor = tensors[spec.name]
+        if tensor.dtype != np.dtype(NUMPY[spec.datatype]):
+            raise InvalidRequest(f"input {spec.name}: the model takes {spec.datatype}, not {datatype_of(tensor)}")
+        fits = len(tensor.shape) == len(spec.shape) and all(
+            want in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            raise InvalidRequest(
+                f"input {spec.name}: the model takes shape {list(spec.shape)}, not {list(tensor.shape)}"
+            )
+
+
+def write_reply(
+    request: InferRequest,
+    model: str,
+    version: str,
+    outputs: Mapping[str, NDArray[Any]],
+    labels: Mapping[str, Sequence[str]],
+    on_demand: Mapping[str, Callable[[], NDArray[Any]]] | None = None,
+) -> Reply:
+    """The answer with the outputs asked for.
+
+    Args:
+        request: what was asked.
+        model: its name.
+        version: its version.
+        outputs: all outputs, by name.
+        labels: class names of an output, for the classification extension.
+        on_demand: outputs that are computed only when they are asked for by name.
+
+    Raises:
+        InvalidRequest: an output is asked for that there is not.
+    """
+    wanted = request.wanted or [Wanted(name, request.binary, 0) for name in outputs]
+    heads: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for one in wanted:
+        if one.name in outputs:
+            tensor = outputs[one.name]
+        elif on_demand and one.name in on_demand:
+            tensor = on_demand[one.name]()
+        else:
+            raise InvalidRequest(f"the model has no output {one.name[:64]}; it has {', '.join(outputs)}")
+        if one.classes:
+            tensor = top_classes(tensor, one.classes, labels.get(one.name))
+        head: dict[str, Any] = {"name": one.name, "datatype": datatype_of(tensor), "shape": list(tensor.shape)}
+        if one.binary:
+            part = to_binary(tensor)
+            head["parameters"] = {"binary_data_size": len(part)}
+            parts.append(part)
+        elif head["datatype"] == "FP16":
+            raise InvalidRequest(f"output {one.name}: FP16 has no JSON form; ask for it as binary")
+        else:
+            head["data"] = to_json_data(tensor)
+        heads.append(head)
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": heads}
+    if request.id is not None:
+        document["id"] = request.id
+    text = to_json(document, inf_nan_mode="null")
+    if not parts:
+        return Reply(text)
+    return Reply(b"".join([text, *parts]), BINARY, headers=[(LENGTH_HEADER, b"%d" % len(text))])
+
+
+def _read_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
+    if len(specs) != 1:
+        raise InvalidRequest("a raw body is for models with exactly one input")
+    spec = specs[0]
+    if spec.datatype == "BYTES":
+        element = np.empty([1] * max(1, len(spec.shape)), np.object_)
+        element.flat[0] = body
+        return InferRequest(None, {spec.name: element}, {}, None, True)
+    shape = [1, *spec.shape[1:]] if spec.shape[:1] == (-1,) else list(spec.shape)
+    free = [i for i, side in enumerate(shape) if side == -1]
+    size = np.dtype(NUMPY[spec.datatype]).itemsize
+    rest = size * int(np.prod([side for side in shape if side != -1], dtype=np.int64))
+    if len(free) > 1 or not rest or (free and len(body) % rest):
+        raise InvalidRequest("a raw body does not fit: the input has more than one variable side, or other bytes")
+    for i in free:
+        shape[i] = len(body) // rest
+    tensor = from_binary(WireTensor(spec.name, spec.datatype, tuple(shape)), memoryview(body))
+    return InferRequest(None, {spec.name: tensor}, {}, None, True)
+
+
+def _read_inputs(documents: list[Any], binary: memoryview) -> Tensors:
+    found: Tensors = {}
+    at = 0
+    for i, document in enumerate(documents):
+        head = read_head(document, f"inputs.{i}")
+        if head.name in found:
+            raise InvalidRequest(f"input {head.name} is given twice")
+        size = _parameters(document, f"inputs.{i}.parameters").get("binary_data_size")
+        if size is None:
+            found[head.name] = _quick(head, document.get("data"))
+            continue
+        if type(size) is not int or not 0 <= size <= len(binary) - at:
+            raise InvalidRequest(f"{head.name}: binary_data_size is not the length of a part of the body")
+        if "data" in document:
+            raise InvalidRequest(f"{head.name}: has both data and binary_data_size")
+        found[head.name] = from_binary(head, binary[at : at + size])
+        at += size
+    if at != len(binary):
+        raise InvalidRequest(f"{len(binary) - at} bytes follow the last tensor")
+    return found
+
+
+def _quick(head: WireTensor, data: Any) -> NDArray[Any]:
+    """A flat list of plain numbers through `array`, several times faster than numpy; all else the careful way."""
+    code = _QUICK.get(head.datatype)
+    if code is None or type(data) is not list or len(data) != head.count or not data or type(data[0]) in (list, bool):
+        return json_tensor(head, data)
+    try:
+        values = np.frombuffer(array(code, data), NUMPY[head.datatype])
+    except (TypeError, OverflowError):
+        return json_tensor(head, data)
+    if not _finite(values) or bool in set(map(type, data)):
+        return json_tensor(head, data)
+    return values.reshape(head.shape)
+
+
+def _finite(values: NDArray[Any]) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def _read_wanted(documents: Any, binary: bool) -> list[Wanted] | None:
+    if documents is None or documents == []:
+        return None
+    if not isinstance(documents, list) or len(documents) > _MOST_TENSORS:
+        raise InvalidRequest(f"outputs: should be a list of at most {_MOST_TENSORS}")
+    found: list[Wanted] = []
+    for i, document in enumerate(documents):
+        if not isinstance(document, dict) or not isinstance(document.get("name"), str):
+            raise InvalidRequest(f"outputs.{i}: should be an object with a name")
+        parameters = _parameters(document, f"outputs.{i}.parameters")
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise InvalidRequest(f"outputs.{i}: classification should be a whole number")
+        if any(one.name == document["name"] for one in found):
+            raise InvalidRequest(f"output {document['name'][:64]} is asked for twice")
+        found.append(Wanted(document["name"], parameters.get("binary_data", binary) is True, classes))
+    return found
+
+
+def _parameters(document: dict[str, Any], where: str) -> dict[str, Any]:
+    parameters = document.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"{where}: should be an object")
+    return parameters
+
+
+def pictures_of(tensor: NDArray[Any], came_as_json: bool) -> list[bytes | str]:
+    """The encoded pictures of a BYTES tensor: base64 text where they came as JSON."""
+    return [one.decode("utf-8") if came_as_json else one for one in tensor.ravel()]

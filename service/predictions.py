@@ -1,0 +1,66 @@
+"""Logits to the answers of /predict, a batch at a time; used by the service and by the offline verbs. No HTTP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import ModelCard
+from models.task import Predictions
+from models.tasks import TASKS
+from service.errors import InferenceFailed, item_problem
+
+
+@dataclass(frozen=True, slots=True)
+class RowAnswer:
+    """What is known of one image after its batch was run.
+
+    Attributes:
+        logits: (K,) float32.
+        batch: the predictions of the whole batch.
+        row: which row of the batch it is.
+    """
+
+    logits: NDArray[np.float32]
+    batch: Predictions
+    row: int
+
+
+def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
+    """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    batch = TASKS[card.task].predict(np.where(finite[:, None], logits, 0.0).astype(np.float64), card)
+    return [
+        RowAnswer(row, batch, n) if finite[n] else InferenceFailed("the model answered numbers that are not finite")
+        for n, row in enumerate(logits)
+    ]
+
+
+def predict_items(
+    card: ModelCard, answers: Sequence[RowAnswer | Exception], ids: Sequence[str | None], top_k: int
+) -> list[dict[str, Any]]:
+    """One dictionary of the form of `answers.PredictItem` per answer, in their order."""
+    items = []
+    for index, (answer, name) in enumerate(zip(answers, ids, strict=True)):
+        item: dict[str, Any] = {"index": index} if name is None else {"index": index, "id": name}
+        if isinstance(answer, Exception):
+            item["error"] = item_problem(answer)
+        else:
+            _fill(item, card.labels, answer, top_k)
+        items.append(item)
+    return items
+
+
+def _fill(item: dict[str, Any], labels: Sequence[str], answer: RowAnswer, top_k: int) -> None:
+    batch, n = answer.batch, answer.row
+    p = batch.p[n].tolist()
+    order = batch.order[n, :top_k].tolist()
+    item["label"] = labels[order[0]]
+    item["score"] = p[order[0]]
+    item["margin"] = float(batch.margin[n])
+    item["top_k"] = [{"label": labels[k], "probability": p[k]} for k in order]
+    item["probabilities"] = p
+    if batch.above is not None:
+        item["labels"] = [labels[k] for k in np.flatnonzero(batch.above[n]).tolist()]

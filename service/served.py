@@ -1,0 +1,155 @@
+"""What answers under one name and version: a session with its batcher, and the card where there is one."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import ModelCard
+from models.errors import InvalidInput
+from models.image import ImageLimits, Pixels, load_input
+from service.batcher import Batcher
+from service.engine import Engine
+from service.metrics import Metrics, ModelObserver
+from service.predictions import answer_rows
+from service.runtime import DeviceReport, Runtime
+from service.settings import Settings
+
+SMALL = 16 * 1024
+"""Encoded pictures up to this many bytes are decoded with their batch: a hop to another thread costs more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of tensors that one request sent, to be run as they are.
+
+    Attributes:
+        arrays: one per input of the model, in its order; first axis = rows.
+        rows: how many.
+    """
+
+    arrays: tuple[NDArray[Any], ...]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        runtime: its session.
+        card: None for a graph that was not exported here.
+        batcher: takes `bytes` or `Pixels` (with a card), or `Block`.
+        executor: the batcher's one thread.
+        observer: its metrics.
+    """
+
+    name: str
+    version: str
+    runtime: Runtime
+    card: ModelCard | None
+    batcher: Batcher
+    executor: ThreadPoolExecutor
+    observer: ModelObserver
+
+    @property
+    def device(self) -> DeviceReport:
+        """What runs it."""
+        return self.runtime.device
+
+
+def serve_bundle(engine: Engine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
+    """A bundle's model in batches of at most `max_batch` images; needs a running event loop."""
+    card = engine.card
+    observer = metrics.observer(card.name, card.version)
+
+    def run(items: list[bytes | Pixels]) -> Sequence[Any]:
+        return _run_pictures(engine, items, settings.image_limits, observer)
+
+    return _start(card.name, card.version, engine.runtime, card, run, max_batch, settings, observer)
+
+
+def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, metrics: Metrics) -> Served:
+    """A graph without a card, its batcher running; needs a running event loop."""
+    observer = metrics.observer(name, version)
+    max_batch = settings.max_batch if runtime.batchable else 1
+
+    def run(items: list[Block]) -> Sequence[Any]:
+        return _run_blocks(runtime, items)
+
+    return _start(name, version, runtime, None, run, max_batch, settings, observer)
+
+
+def _start(
+    name: str,
+    version: str,
+    runtime: Runtime,
+    card: ModelCard | None,
+    run: Any,
+    max_batch: int,
+    settings: Settings,
+    observer: ModelObserver,
+) -> Served:
+    executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
+    batcher = Batcher(
+        run,
+        executor,
+        max_batch=max_batch,
+        max_wait=settings.max_wait_ms / 1e3,
+        capacity=settings.queue_size,
+        observer=observer,
+        weigh=_weigh,
+        kind=_kind,
+    )
+    batcher.start()
+    observer.watch(lambda: batcher.depth)
+    return Served(name, version, runtime, card, batcher, executor, observer)
+
+
+def _weigh(item: bytes | Pixels | Block) -> int:
+    return item.rows if isinstance(item, Block) else 1
+
+
+def _kind(item: bytes | Pixels | Block) -> Any:
+    return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
+
+
+def _run_pictures(engine: Engine, items: Sequence[Any], limits: ImageLimits, observer: ModelObserver) -> Sequence[Any]:
+    """Pictures, decoded or encoded, to a RowAnswer or an error each."""
+    start = perf_counter()
+    decoded = [_decode(item, engine.card, limits) if isinstance(item, bytes) else item for item in items]
+    good = [pixels for pixels in decoded if not isinstance(pixels, Exception)]
+    observer.decoded(perf_counter() - start, sum(isinstance(item, bytes) for item in items))
+    answers = iter(answer_rows(engine.card, engine.run(np.stack(good))) if good else ())
+    return [pixels if isinstance(pixels, Exception) else next(answers) for pixels in decoded]
+
+
+def _decode(data: bytes, card: ModelCard, limits: ImageLimits) -> Pixels | Exception:
+    try:
+        return load_input(data, card.input, limits).pixels
+    except InvalidInput as error:
+        return error
+
+
+def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
+    """Blocks of one kind to the outputs of each, a tuple of arrays in the graph's order."""
+    names = [spec.name for spec in runtime.outputs]
+    columns = zip(*(block.arrays for block in blocks), strict=True)
+    feeds = {
+        spec.name: column[0] if len(blocks) == 1 else np.concatenate(column)
+        for spec, column in zip(runtime.inputs, columns, strict=True)
+    }
+    outputs = runtime.run(feeds, names)
+    if len(blocks) == 1:
+        return [tuple(outputs)]
+    rows = sum(block.rows for block in blocks)
+    if any(output.shape[:1] != (rows,) for output in outputs):
+        return [_run_blocks(runtime, [block])[0] for block in blocks]
+    ends = np.cumsum([block.rows for block in blocks])[:-1]
+    return list(zip(*(np.split(output, ends) for output in outputs), strict=True))
