@@ -34,6 +34,7 @@ from service.engine import Engine
 from service.settings import usable_cores
 
 Floats = NDArray[np.float64]
+_ASKED_AT_ONCE = 64
 _START_ONLY = {"data", "out", "restart", "threads", "cache_mb", "show", "device"}
 
 
@@ -61,10 +62,12 @@ class AuditFlags(Flags):
     image_size: str = Field("auto", description="as of focalserve train")
     resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="how images are fitted")
     epochs: Annotated[int, Field(ge=2)] = Field(8, description="of each net; few, so that wrong labels are not learnt")
-    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="images per step")
+    batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="images per step; 16 to 128 by their number"
+    )
     lr: Annotated[float, Field(gt=0.0)] = Field(3e-3, description="highest learning rate")
-    flip: bool = Field(True, description="mirror half of the training images left to right")
-    crop: bool = Field(True, description="shift and scale training images at random")
+    flip: bool = Field(False, description="mirror half of the training images left to right")
+    crop: bool = Field(False, description="shift and scale training images at random")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the folds, the order, the weights")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as many as there are cores")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where present")
@@ -72,9 +75,10 @@ class AuditFlags(Flags):
     show: Annotated[int, Field(ge=0, le=5000)] = Field(100, description="worst labels shown in the report")
     restart: CliToggleFlag[bool] = Field(False, description="throw away what is in OUT and start afresh")
 
-    def training(self) -> TrainConfig:
+    def training(self, images: int) -> TrainConfig:
         """The training of each fold: cross-entropy without class weights, whose probabilities need no repair."""
         shared = self.model_dump(include=TrainConfig.model_fields.keys() - {"out", "task", "on_bad_image", "restart"})
+        shared["batch_size"] = self.batch_size or min(128, max(16, images // 32))
         return TrainConfig(**shared, gamma=0.0, alpha="none")
 
 
@@ -105,7 +109,7 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
     remember(flags, fingerprint)
     given = given_labels(data.samples, data)
     if card is None or flags.bundle is None:
-        found = cross_fit(flags.training(), data, flags.folds, flags.out / "work", interrupts)
+        found = cross_fit(flags.training(len(data.samples)), data, flags.folds, flags.out / "work", interrupts)
         p, in_fold, fold, gamma = found.p, found.in_fold, found.fold, 0.0
     else:
         p, in_fold, fold, gamma = ask_bundle(flags, data, flags.bundle), None, None, card.loss.gamma
@@ -160,7 +164,7 @@ def ask_bundle(flags: AuditFlags, data: DataSet, folder: Path) -> NDArray[np.flo
         flags.out / "work" / "probabilities.npy", mode="w+", dtype=np.float32, shape=(len(data.samples), card.outputs)
     )
     with store.pool, tqdm(total=len(data.samples), desc="asking", unit=" images", disable=None) as bar:
-        for rows in np.split(np.arange(len(p)), range(flags.batch_size, len(p), flags.batch_size)):
+        for rows in np.split(np.arange(len(p)), range(_ASKED_AT_ONCE, len(p), _ASKED_AT_ONCE)):
             logits = np.asarray(engine.run(store.take(rows)), np.float64)
             p[rows] = unweighted_probabilities(logits, card.activation, card.loss.gamma, card.loss.alpha)
             bar.update(len(rows))

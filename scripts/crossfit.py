@@ -44,8 +44,8 @@ class CrossFit:
     Attributes:
         p: (N, K) float32 on disk, mean over epochs of the probabilities by the net of the fold that held the image out;
             one column for a binary task.
-        in_fold: (N, 1), or (N, C) for several labels per image: mean probability of the given label, or of the given yes
-            or no, while the image was trained on.
+        in_fold: (N, 1), or (N, C) for several labels per image: mean probability of the given label, or of the
+            given yes or no, while the image was trained on.
         fold: (N,) which fold held it out, from 0.
     """
 

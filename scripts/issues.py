@@ -73,7 +73,9 @@ class Judged:
     methods: list[str]
 
 
-def judge_classes(audit: Audit, p: Probabilities, given: NDArray[np.intp], in_fold: Floats | None, gamma: float) -> Judged:
+def judge_classes(
+    audit: Audit, p: Probabilities, given: NDArray[np.intp], in_fold: Floats | None, gamma: float
+) -> Judged:
     """The audit of exclusive classes as scores; p (N, K)."""
     p_given = np.asarray(p[np.arange(len(given)), given], np.float64)
     margins = np.empty(len(given))

@@ -186,7 +186,8 @@ def _balance(findings: Findings) -> str:
         bad = width * flagged[k] / max(1, int(counts[k]))
         bar = (
             f'<svg width="240" height="12" role="img" aria-label="{counts[k]}">'
-            f'<rect class="bar" width="{width:.1f}" height="12"/><rect class="bad" width="{bad:.1f}" height="12"/></svg>'
+            f'<rect class="bar" width="{width:.1f}" height="12"/>'
+            f'<rect class="bad" width="{bad:.1f}" height="12"/></svg>'
         )
         rows.append([escape(data.labels[k]), f"{counts[k]:,}", f"{flagged[k]:,}", bar])
     ratio = counts.max() / max(1, int(counts.min()))
