@@ -19,6 +19,7 @@ from models.quality import worst_dominates
 from models.scaling import VectorScaling, fit_vector_scaling
 
 Floats = NDArray[np.float64]
+Probabilities = NDArray[np.float32] | NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 Method = Literal["posterior", "posterior with in-fold evidence", "probability of the given label"]
@@ -89,7 +90,7 @@ class TagAudit:
     classes: list[Audit]
 
 
-def check_calibration(p: Floats, given: Indices) -> Guard:
+def check_calibration(p: Probabilities, given: Indices) -> Guard:
     """Judges probabilities (N, K) by the given labels (N,).
 
     It finds focal training that was not undone and priors that were moved. It cannot find probabilities of images that
@@ -112,7 +113,7 @@ def check_calibration(p: Floats, given: Indices) -> Guard:
     return Guard(gap, shift, bool(passed))
 
 
-def audit_labels(p: Floats, given: Indices, in_fold: Floats | None = None) -> Audit:
+def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None) -> Audit:
     """Audits labels of K exclusive classes.
 
     Args:

@@ -13,6 +13,7 @@ VERBS = {
     "serve": ("service.__main__:main", "serve bundles over HTTP"),
     "predict": ("scripts.score:predict", "classify image files, with a bundle or a running service"),
     "loss": ("scripts.score:loss", "score the labels of a data set: which are wrong?"),
+    "audit": ("scripts.audit:main", "find the wrong labels of a data set by cross-validation, with a report"),
     "info": ("scripts.info:main", "show what a bundle is"),
     "doctor": ("scripts.doctor:main", "check this machine: versions, providers, cores, one timed inference"),
     "bench": ("scripts.bench:main", "measure a bundle: the machine's limit, the service, the ratio"),

@@ -101,8 +101,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build_job(config: TrainConfig, parts: Parts, device: torch.device) -> Job:
-    """Net, loss and optimizer, and the images decoded."""
+def build_job(config: TrainConfig, parts: Parts, device: torch.device, fingerprint: str | None = None) -> Job:
+    """Net, loss and optimizer, and the images decoded; the data is hashed where its fingerprint is not known."""
     torch.manual_seed(config.seed)
     task, labels = parts.data.task, parts.data.labels
     alpha = choose_alpha(config.alpha, config.alpha_beta, task, parts.counts, len(parts.train))
@@ -122,7 +122,7 @@ def build_job(config: TrainConfig, parts: Parts, device: torch.device) -> Job:
         val_store=open_store(parts.val, parts.spec, config.cache_mb),
         targets=torch.from_numpy(encode_targets(parts.train, task, len(labels))).to(device),
         val_targets=encode_targets(parts.val, task, len(labels)),
-        fingerprint=parts.data.fingerprint(),
+        fingerprint=parts.data.fingerprint() if fingerprint is None else fingerprint,
     )
 
 

@@ -1,0 +1,219 @@
+"""`focalserve audit`: a folder of labelled images in; a ranked list of wrong labels, corrections, and a report out."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, CliToggleFlag, SettingsConfigDict
+from tqdm import tqdm
+
+from models.audit import audit_labels, audit_tags
+from models.bundle import read_bundle
+from models.calibration import unweighted_probabilities
+from models.errors import InvalidInput
+from scripts.batches import Files
+from scripts.checkpoint import locked
+from scripts.clients import choose_bundle
+from scripts.config import TrainConfig
+from scripts.crossfit import cross_fit, given_labels
+from scripts.flags import Flags
+from scripts.interrupts import Interrupted, Interrupts
+from scripts.issues import Judged, find_duplicates, judge_classes, judge_tags, make_rows, write_issues, written_whole
+from scripts.job import say
+from scripts.readers import DataSet, read_dataset
+from scripts.report import Findings, write_report
+from service.engine import Engine
+from service.settings import usable_cores
+
+Floats = NDArray[np.float64]
+_ASKED_AT_ONCE = 64
+_START_ONLY = {"data", "out", "restart", "threads", "cache_mb", "show", "device"}
+
+
+class AuditFlags(Flags):
+    """Find the wrong labels of a data set. Example: focalserve audit photos/ --out audit.
+
+    Trains one net per fold, asks each about the images it has not seen, and writes issues.csv, issues.jsonl,
+    report.html, summary.json and config.json. Give the same command again to go on after an interruption.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="focalserve audit")
+
+    data: CliPositionalArg[Path] = Field(description="folder of class folders, CSV or JSONL")
+    out: Path = Field(description="folder for what is found")
+    bundle: Path | None = Field(
+        None, description="ask this model instead of training; honest only if it saw none of it"
+    )
+    folds: Annotated[int, Field(ge=2, le=50)] = Field(
+        5, description="nets; each is asked about its share of the images"
+    )
+    task: Literal["auto", "multiclass", "multilabel", "binary"] = Field("auto", description="what the labels mean")
+    on_bad_image: Literal["fail", "skip"] = Field("fail", description="images that do not decode: stop, or leave out")
+    net: str = Field("small", description="as of focalserve train")
+    weights: Path | None = Field(None, description="as of focalserve train")
+    image_size: str = Field("auto", description="as of focalserve train")
+    resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="how images are fitted")
+    epochs: Annotated[int, Field(ge=2)] = Field(8, description="of each net; few, so that wrong labels are not learnt")
+    batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="images per step; 16 to 128 by their number"
+    )
+    lr: Annotated[float, Field(gt=0.0)] = Field(3e-3, description="highest learning rate")
+    flip: bool = Field(False, description="mirror half of the training images left to right")
+    crop: bool = Field(False, description="shift and scale training images at random")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the folds, the order, the weights")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as many as there are cores")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where present")
+    cache_mb: Annotated[int, Field(ge=0)] = Field(2048, description="decoded images kept in memory, up to this size")
+    show: Annotated[int, Field(ge=0, le=5000)] = Field(100, description="worst labels shown in the report")
+    restart: CliToggleFlag[bool] = Field(False, description="throw away what is in OUT and start afresh")
+
+    def training(self, images: int) -> TrainConfig:
+        """The training of each fold: cross-entropy without class weights, whose probabilities need no repair."""
+        shared = self.model_dump(include=TrainConfig.model_fields.keys() - {"out", "task", "on_bad_image", "restart"})
+        shared["batch_size"] = self.batch_size or min(128, max(16, images // 32))
+        return TrainConfig(**shared, gamma=0.0, alpha="none")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `focalserve audit`; 130 or 143 where interrupted."""
+    flags = AuditFlags.parse(argv)
+    interrupts = Interrupts()
+    try:
+        with interrupts.listen(), locked(flags.out):
+            run(flags, interrupts)
+    except Interrupted as stop:
+        say(f"{stop}: stopped; to go on, give the same command again")
+        return 128 + stop.number
+    return 0
+
+
+def run(flags: AuditFlags, interrupts: Interrupts) -> None:
+    """Audits as asked and prints the report's place on stdout."""
+    torch.set_num_threads(flags.threads or len(os.sched_getaffinity(0)))
+    card = None if flags.bundle is None else read_bundle(choose_bundle(flags.bundle, None)).card
+    data = read_dataset(
+        flags.data,
+        task=flags.task if card is None else card.task,
+        labels=None if card is None else card.labels,
+        on_bad_image=flags.on_bad_image,
+    )
+    fingerprint = data.fingerprint()
+    remember(flags, fingerprint)
+    given = given_labels(data.samples, data)
+    if card is None or flags.bundle is None:
+        found = cross_fit(flags.training(len(data.samples)), data, flags.folds, flags.out / "work", interrupts)
+        p, in_fold, fold, gamma = found.p, found.in_fold, found.fold, 0.0
+    else:
+        p, in_fold, fold, gamma = ask_bundle(flags, data, flags.bundle), None, None, card.loss.gamma
+    judged = judge(data, p, given, in_fold, gamma)
+    duplicates = find_duplicates(data)
+    rows = make_rows(data, judged, fold, duplicates)
+    worst = [next(rows) for _ in range(min(flags.show, len(data.samples)))]
+    write_issues(flags.out, make_rows(data, judged, fold, duplicates))
+    findings = Findings(
+        data, judged, worst, duplicates, in_sample=card is not None and card.data_fingerprint == fingerprint
+    )  # fmt: skip
+    summary = summarize(findings)
+    with written_whole(flags.out / "summary.json") as file:
+        json.dump(summary, file, indent=2)
+    write_report(flags.out / "report.html", findings, str(flags.data))
+    tell(findings, summary)
+    print(flags.out / "report.html")
+
+
+def remember(flags: AuditFlags, fingerprint: str) -> None:
+    """Writes config.json, or checks that what is there was begun with the same settings and data.
+
+    Raises:
+        InvalidInput: it was not.
+    """
+    path, work = flags.out / "config.json", flags.out / "work"
+    now = {**flags.model_dump(mode="json", exclude=_START_ONLY), "fingerprint": fingerprint}
+    if flags.restart:
+        shutil.rmtree(work, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    if path.is_file():
+        then = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        changed = [name for name in now if then.get(name) != now[name]]
+        if changed:
+            raise InvalidInput(
+                f"{flags.out} holds an audit with another {', '.join(changed)}; choose another --out, or --restart"
+            )
+    elif work.exists():
+        raise InvalidInput(f"{work} is there, but not what it was made with; choose another --out, or --restart")
+    flags.out.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        json.dump({"data": str(flags.data.absolute()), "settings": now}, file, indent=2)
+
+
+def ask_bundle(flags: AuditFlags, data: DataSet, folder: Path) -> NDArray[np.float32]:
+    """(N, K) probabilities by a bundle, without the bias of its loss; one column for a binary model; kept on disk."""
+    engine = Engine(read_bundle(choose_bundle(folder, None)), flags.device, usable_cores())
+    card = engine.card
+    store = Files(data.samples, card.input)
+    (flags.out / "work").mkdir(exist_ok=True)
+    p = np.lib.format.open_memmap(
+        flags.out / "work" / "probabilities.npy", mode="w+", dtype=np.float32, shape=(len(data.samples), card.outputs)
+    )
+    with store.pool, tqdm(total=len(data.samples), desc="asking", unit=" images", disable=None) as bar:
+        for rows in np.split(np.arange(len(p)), range(_ASKED_AT_ONCE, len(p), _ASKED_AT_ONCE)):
+            logits = np.asarray(engine.run(store.take(rows)), np.float64)
+            p[rows] = unweighted_probabilities(logits, card.activation, card.loss.gamma, card.loss.alpha)
+            bar.update(len(rows))
+    return p
+
+
+def judge(
+    data: DataSet, p: NDArray[np.float32], given: NDArray[Any], in_fold: Floats | None, gamma: float
+) -> Judged:  # fmt: skip
+    """Audits by the task."""
+    if data.task == "multilabel":
+        wide, yes = np.asarray(p, np.float64), given > 0.5
+        return judge_tags(audit_tags(wide, yes, in_fold), wide, yes, in_fold, gamma)
+    classes = np.asarray(np.concatenate([1.0 - p, p], axis=1) if data.task == "binary" else p)
+    watched = None if in_fold is None else in_fold[:, 0]
+    return judge_classes(audit_labels(classes, given, watched), classes, given, watched, gamma)
+
+
+def summarize(findings: Findings) -> dict[str, Any]:
+    """The audit in numbers."""
+    data, judged = findings.data, findings.judged
+    labels = len(data.samples) * (len(data.labels) if data.task == "multilabel" else 1)
+    return {
+        "task": data.task,
+        "images": len(data.samples),
+        "labels": list(data.labels),
+        "estimated_wrong_labels": judged.wrong,
+        "estimated_error_rate": judged.wrong / labels,
+        "issues": int(judged.is_issue.sum()),
+        "quality_method": sorted(set(judged.methods)),
+        "in_sample": findings.in_sample,
+        "duplicates_with_other_labels": len(findings.duplicates),
+        "estimated_joint": None if judged.joint is None else judged.joint.round(3).tolist(),
+        "left_out": [f"{one.origin}: {one.reason}" for one in data.skipped],
+    }
+
+
+def tell(findings: Findings, summary: dict[str, Any]) -> None:
+    """The audit in a few lines, on stderr."""
+    if findings.in_sample:
+        say("warning: in_sample: the model was trained on this very data; wrong labels that it has learnt look right")
+    say(
+        f"{summary['images']} images, about {summary['estimated_wrong_labels']:.0f} wrong labels "
+        f"({summary['estimated_error_rate']:.1%}), by {', '.join(summary['quality_method'])}"
+    )
+    for _, row in findings.worst[:10]:
+        better = f" -> {row['suggested_label']}" if row["is_label_issue"] else ""
+        say(f"  {row['rank']:4d}  {row['label_score']:.4f}  {row['image']}: {row['given_label']}{better}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

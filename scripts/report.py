@@ -1,0 +1,241 @@
+"""The audit's report: one HTML file that needs nothing else, with the worst labels as pictures."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import InvalidInput
+from models.image import decode_image
+from scripts.issues import Judged, names, written_whole
+from scripts.readers import DataSet, Sample
+
+_THUMBNAIL = 112
+_BINS = 30
+_MOST_CLASSES = 30
+_MOST_TWINS = 100
+_MOST_PAIRS = 20
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --bar: #4a7ebb; --bad: #d1603d; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; } th, td { padding: .2rem .6rem; border: 1px solid var(--line); text-align: right; }
+th { font-weight: 600; } th[scope=row] { text-align: left; }
+.scroll { overflow-x: auto; } .warn { border-left: 4px solid var(--bad); padding: .3rem .8rem; }
+.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; padding: 0; }
+.worst li { list-style: none; border: 1px solid var(--line); padding: .5rem; font-size: .85rem; }
+.worst li { overflow-wrap: anywhere; }
+.worst img { display: block; height: 112px; margin: 0 auto .4rem; image-rendering: auto; }
+.given { text-decoration: line-through; } .better { font-weight: 600; } small { opacity: .75; }
+svg { max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
+.bar { fill: var(--bar); } .bad { fill: var(--bad); }
+"""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the report shows.
+
+    Attributes:
+        data: what was audited.
+        judged: scores, as its samples.
+        worst: position and row of issues.csv of the labels to show, the worst first.
+        duplicates: sample to a sample with the same file and another label.
+        in_sample: the model was trained on this very data.
+    """
+
+    data: DataSet
+    judged: Judged
+    worst: list[tuple[int, dict[str, Any]]]
+    duplicates: dict[int, int]
+    in_sample: bool = False
+
+
+def write_report(path: Path, findings: Findings, title: str) -> None:
+    """Writes the report.
+
+    Args:
+        path: of the HTML file.
+        findings: what to show.
+        title: what the data set is called.
+    """
+    sections = [
+        _summary(findings),
+        _worst(findings),
+        _pairs(findings),
+        _heat(findings),
+        _balance(findings),
+        _histogram(findings),
+        _twins(findings),
+    ]
+    with written_whole(path) as file:
+        file.write(
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f"<title>Labels of {escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
+            f"<h1>Labels of {escape(title)}</h1>\n"
+        )
+        for section in sections:
+            file.write(section + "\n")
+        file.write("</body></html>\n")
+
+
+def heat_counts(findings: Findings) -> NDArray[np.int64]:
+    """(K, K) how many flagged labels were given as the row and suggested as the column; one label per image only."""
+    classes = len(findings.data.labels)
+    out = np.zeros((classes, classes), np.int64)
+    for row in np.flatnonzero(findings.judged.is_issue).tolist():
+        out[findings.data.samples[row].classes[0], findings.judged.suggested[row][0]] += 1
+    return out
+
+
+def thumbnail(sample: Sample) -> str:
+    """The image as a data: URI of a small PNG; empty where it cannot be read any more."""
+    try:
+        image = Image.fromarray(decode_image(sample.path.read_bytes()))
+    except (InvalidInput, OSError):
+        return ""
+    image.thumbnail((2 * _THUMBNAIL, 2 * _THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG" if max(image.size) <= 64 else "JPEG", quality=85)
+    kind = "png" if max(image.size) <= 64 else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _summary(findings: Findings) -> str:
+    judged, data = findings.judged, findings.data
+    per = "labels" if data.task != "multilabel" else "yes-or-no labels"
+    count = len(data.samples) * (len(data.labels) if data.task == "multilabel" else 1)
+    lines = [
+        f"<p>{len(data.samples):,} images, {len(data.labels)} classes. About <b>{judged.wrong:,.0f} of {count:,} {per} "
+        f"({judged.wrong / count:.1%}) are wrong</b>, as estimated; {int(judged.is_issue.sum()):,} images are flagged. "
+        f"Quality is the {escape(', '.join(sorted(set(judged.methods))))}.</p>"
+    ]
+    if findings.in_sample:
+        lines.append('<p class="warn">in_sample: the model was trained on this very data. Labels that it has learnt by '
+                     "heart look right, wrong ones too.</p>")  # fmt: skip
+    if any(method == "probability of the given label" for method in judged.methods):
+        lines.append('<p class="warn">The probabilities are not calibrated well enough for the posterior; the ranking '
+                     "is by the probability of the given label, and the count may be far off.</p>")  # fmt: skip
+    if data.skipped:
+        lines.append(f"<p>{len(data.skipped)} images were left out; summary.json lists them.</p>")
+    return "\n".join(lines)
+
+
+def _worst(findings: Findings) -> str:
+    cards = []
+    for position, row in findings.worst:
+        source = thumbnail(findings.data.samples[position])
+        better = f' → <span class="better">{_said(row["suggested_label"])}</span>' if row["is_label_issue"] else ""
+        given = f'<span class="{"given" if better else ""}">{_said(row["given_label"])}</span>'
+        cards.append(
+            f'<li><img src="{source}" alt=""><div>{given}{better}</div>'
+            f"<small>{row['rank']}. {escape(row['image'])}<br>quality {row['label_score']:.4f}, loss {row['loss']:.2f}"
+            "</small></li>"
+        )
+    return f'<h2>The {len(cards)} worst labels</h2><ul class="worst">{"".join(cards)}</ul>'
+
+
+def _pairs(findings: Findings) -> str:
+    joint = findings.judged.joint
+    if joint is None:
+        return ""
+    off = joint * (1.0 - np.eye(len(joint)))
+    order = np.argsort(-off, axis=None)[:_MOST_PAIRS]
+    rows = [
+        [
+            escape(findings.data.labels[k]),
+            escape(findings.data.labels[j]),
+            f"{off[j, k]:.0f}",
+            f"{off[j, k] / joint[:, k].sum():.1%}",
+        ]
+        for j, k in zip(*np.unravel_index(order, off.shape), strict=True)
+        if off[j, k] >= 0.5
+    ]
+    head = ["given", "but is", "about", "of those given"]
+    return "<h2>Estimated errors by pair</h2>" + _table(head, rows) if rows else ""
+
+
+def _heat(findings: Findings) -> str:
+    labels = findings.data.labels
+    if findings.data.task == "multilabel" or len(labels) > _MOST_CLASSES:
+        return ""
+    counts = heat_counts(findings)
+    most = max(1, int(counts.max()))
+    lines = ["<tr><th>given \\ suggested</th>" + "".join(f"<th>{escape(label)}</th>" for label in labels) + "</tr>"]
+    for label, row in zip(labels, counts.tolist(), strict=True):
+        cells = "".join(f'<td style="background: rgb(209 96 61 / {0.85 * n / most:.2f})">{n or ""}</td>' for n in row)
+        lines.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
+    return f'<h2>Flagged labels: given and suggested</h2><div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _balance(findings: Findings) -> str:
+    data, counts = findings.data, findings.data.counts
+    flagged = Counter(k for row in np.flatnonzero(findings.judged.is_issue).tolist() for k in data.samples[row].classes)
+    rows = []
+    for k in np.argsort(-counts, kind="stable").tolist():
+        width = 240.0 * counts[k] / max(1, int(counts.max()))
+        bad = width * flagged[k] / max(1, int(counts[k]))
+        bar = (
+            f'<svg width="240" height="12" role="img" aria-label="{counts[k]}">'
+            f'<rect class="bar" width="{width:.1f}" height="12"/>'
+            f'<rect class="bad" width="{bad:.1f}" height="12"/></svg>'
+        )
+        rows.append([escape(data.labels[k]), f"{counts[k]:,}", f"{flagged[k]:,}", bar])
+    ratio = counts.max() / max(1, int(counts.min()))
+    return f"<h2>Classes</h2><p>Imbalance {ratio:.1f} : 1.</p>" + _table(["class", "images", "flagged", ""], rows)
+
+
+def _histogram(findings: Findings) -> str:
+    """Losses of all labels and of the flagged ones; bars as the logarithm of their count."""
+    loss, issue = findings.judged.loss, findings.judged.is_issue
+    edges = np.linspace(0.0, max(1e-9, float(loss.max())), _BINS + 1)
+    every, bad = np.histogram(loss, edges)[0], np.histogram(loss[issue], edges)[0]
+    scale = 150.0 / np.log1p(max(1, int(every.max())))
+    bars = []
+    for k in range(_BINS):
+        for name, count in (("bar", every[k]), ("bad", bad[k])):
+            high = scale * float(np.log1p(count))
+            bars.append(f'<rect class="{name}" x="{20 * k}" y="{150 - high:.1f}" width="18" height="{high:.1f}">'
+                        f"<title>{edges[k]:.2f} to {edges[k + 1]:.2f}: {count}</title></rect>")  # fmt: skip
+    axis = f'<text x="0" y="168">0</text><text x="600" y="168" text-anchor="end">loss {edges[-1]:.2f}</text>'
+    return (
+        "<h2>Loss</h2><p>Of all labels, and in the other colour of the flagged ones; heights are logarithmic.</p>"
+        '<svg viewBox="0 0 600 172" width="600" role="img" aria-label="histogram of the loss">'
+        f"{''.join(bars)}{axis}</svg>"
+    )
+
+
+def _twins(findings: Findings) -> str:
+    data = findings.data
+    pairs = [(row, other) for row, other in sorted(findings.duplicates.items())]
+    if not pairs:
+        return "<h2>Duplicates</h2><p>No file is there twice with different labels.</p>"
+    rows = [
+        [escape(data.relative(data.samples[row])), _said(names(data.samples[row].classes, data)),
+         escape(data.relative(data.samples[other])), _said(names(data.samples[other].classes, data))]
+        for row, other in pairs[:_MOST_TWINS]
+    ]  # fmt: skip
+    return (
+        f"<h2>Duplicates</h2><p>{len(pairs)} images are there twice, byte for byte, with different labels.</p>"
+        + _table(["image", "given", "the same as", "given"], rows)
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for first, *rest in rows:
+        lines.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _said(label: str | list[str] | None) -> str:
+    return escape(", ".join(label) if isinstance(label, list) else label or "") or "(none)"
