@@ -68,7 +68,8 @@ def _wrk(load: Load, connections: int, seconds: float) -> Outcome:
         body.write_bytes(load.body)
         script.write_text(_LUA.format(body=body, kind=load.kind), encoding="utf-8")
         url = f"http://{load.host}:{load.port}{load.path}"
-        arguments = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
+        length = f"-d{max(1, round(seconds))}s"
+        arguments = ["wrk", "-t1", f"-c{connections}", length, "--timeout", "60s", "-s", str(script), url]
         text = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
     found = re.search(r"RESULT (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+)", text)
     if found is None:
