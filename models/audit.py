@@ -25,7 +25,7 @@ Indices = NDArray[np.intp]
 Method = Literal["posterior", "posterior with in-fold evidence", "probability of the given label"]
 
 _GAP, _SHIFT = 0.05, 0.03
-_FIT_NUMBERS = 20_000_000
+_FIT_NUMBERS = 10_000_000
 """How many probabilities T and the scaling are fitted on at most, so that memory does not grow with the data."""
 _CHUNK_NUMBERS = 2_000_000
 

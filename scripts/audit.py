@@ -28,6 +28,7 @@ from scripts.flags import Flags
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.issues import Judged, find_duplicates, judge_classes, judge_tags, make_rows, write_issues, written_whole
 from scripts.job import say
+from scripts.label_studio import write_tasks
 from scripts.readers import DataSet, read_dataset
 from scripts.report import Findings, write_report
 from service.engine import Engine
@@ -35,14 +36,14 @@ from service.settings import usable_cores
 
 Floats = NDArray[np.float64]
 _ASKED_AT_ONCE = 64
-_START_ONLY = {"data", "out", "restart", "threads", "cache_mb", "show", "device"}
+_START_ONLY = {"data", "out", "restart", "threads", "cache_mb", "show", "device", "image_url"}
 
 
 class AuditFlags(Flags):
     """Find the wrong labels of a data set. Example: focalserve audit photos/ --out audit.
 
     Trains one net per fold, asks each about the images it has not seen, and writes issues.csv, issues.jsonl,
-    report.html, summary.json and config.json. Give the same command again to go on after an interruption.
+    report.html, label_studio.json, summary.json and config.json. Interrupted, the same command goes on.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve audit")
@@ -73,6 +74,7 @@ class AuditFlags(Flags):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where present")
     cache_mb: Annotated[int, Field(ge=0)] = Field(2048, description="decoded images kept in memory, up to this size")
     show: Annotated[int, Field(ge=0, le=5000)] = Field(100, description="worst labels shown in the report")
+    image_url: str = Field("/data/local-files/?d=", description="before an image's path in label_studio.json")
     restart: CliToggleFlag[bool] = Field(False, description="throw away what is in OUT and start afresh")
 
     def training(self, images: int) -> TrainConfig:
@@ -125,6 +127,7 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
     with written_whole(flags.out / "summary.json") as file:
         json.dump(summary, file, indent=2)
     write_report(flags.out / "report.html", findings, str(flags.data))
+    write_tasks(flags.out / "label_studio.json", findings, flags.image_url)
     tell(findings, summary)
     print(flags.out / "report.html")
 

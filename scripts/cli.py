@@ -1,5 +1,6 @@
 """The `focalserve` command: a verb, then that verb's own flags. A verb's module is imported only when asked for."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -14,6 +15,7 @@ VERBS = {
     "predict": ("scripts.score:predict", "classify image files, with a bundle or a running service"),
     "loss": ("scripts.score:loss", "score the labels of a data set: which are wrong?"),
     "audit": ("scripts.audit:main", "find the wrong labels of a data set by cross-validation, with a report"),
+    "apply": ("scripts.apply:main", "write an audited data set anew with decisions on its labels"),
     "info": ("scripts.info:main", "show what a bundle is"),
     "doctor": ("scripts.doctor:main", "check this machine: versions, providers, cores, one timed inference"),
     "bench": ("scripts.bench:main", "measure a bundle: the machine's limit, the service, the ratio"),
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"focalserve {version('focalserve')}")
         return 0
     if given[0] not in VERBS:
-        print(f"focalserve: there is no verb {given[0]!r}\n{usage()}", file=sys.stderr)
+        near = "".join(f"; is it {verb}?" for verb in difflib.get_close_matches(given[0], VERBS, 1))
+        print(f"focalserve: there is no verb {given[0]!r}{near}\nfocalserve --help lists them", file=sys.stderr)
         return 2
     return _run(given[0], given[1:])
 

@@ -184,11 +184,12 @@ def write_issues(folder: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> No
         out = csv.writer(table)
         out.writerow(COLUMNS)
         for _, row in rows:
-            out.writerow([_cell(row[column]) for column in COLUMNS])
+            out.writerow([cell(row[column]) for column in COLUMNS])
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value as a cell of our CSV files."""
     if isinstance(value, list):
         return neutralize("|".join(value))
     return neutralize(value) if isinstance(value, str) else "" if value is None else value

@@ -212,7 +212,7 @@ def _as_text(value: object) -> str:
 def _csv_lines(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, each with the line on which it starts."""
     text = _read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sniff_delimiter(text), strict=True)
     line = 1
     try:
         for fields in reader:
@@ -223,7 +223,7 @@ def _csv_lines(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]
         problems.add(f"{path.name}:{line}", f"not readable as CSV: {error}")
 
 
-def _delimiter(text: str) -> str:
+def sniff_delimiter(text: str) -> str:
     """The mark that splits the header into most known column names, then into most columns."""
     header = text.lstrip("\r\n")[:10_000].splitlines()[:1]
     known = {alias for aliases in ALIASES.values() for alias in aliases}

@@ -70,6 +70,17 @@ def test_every_row_tells_its_parts_and_its_fold(audited: Path) -> None:
     assert [row["image"] for row in table] == [row["image"] for row in rows]
 
 
+def test_the_flagged_labels_are_tasks_for_label_studio(audited: Path) -> None:
+    tasks = json.loads((audited / "label_studio.json").read_text(encoding="utf-8"))
+    flagged = [row for row in issues(audited) if row["is_label_issue"]]
+    assert [task["data"]["path"] for task in tasks] == [row["image"] for row in flagged]
+    for task, row in zip(tasks, flagged, strict=True):
+        assert task["data"]["image"] == f"/data/local-files/?d={row['image']}"
+        (prediction,) = task["predictions"]
+        assert prediction["result"][0]["value"]["choices"] == [row["suggested_label"]]
+        assert prediction["score"] == row["label_score"]
+
+
 def test_copies_with_another_label_are_named(audited: Path) -> None:
     twins = {row["image"]: row for row in issues(audited) if row["duplicate_of"]}
     assert set(twins) == {"plain/twin.png", "barred/barred_007.png"}

@@ -101,7 +101,7 @@ def run(command: str, folder: Path, port: int) -> "subprocess.CompletedProcess[s
 
 def test_readme_holds_the_commands_that_these_tests_think_it_holds() -> None:
     verbs = {line.split()[1] for line in commands() if line.startswith("focalserve")}
-    assert verbs == {"train", "audit", "predict", "loss", "info", "doctor", "bench"}
+    assert verbs == {"train", "audit", "apply", "predict", "loss", "info", "doctor", "bench"}
     assert sum(line.startswith("curl") for line in commands()) >= 3
 
 
