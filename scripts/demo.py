@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 def prepare_data(folder: Path) -> Path:
     """Unpacks the garments and lists their training part in two halves, stratified by class."""
-    data = folder / "data"
+    data = (folder / "data").resolve()  # as the readers give paths
     unpack(data)
     half_a, half_b = split_dataset(read_dataset(data / "train"), fraction=0.5, seed=0)
     for name, samples in (("half-a", half_a), ("half-b", half_b)):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.clients import LocalModel
+from scripts.demo import prepare_data
 from scripts.readers import read_dataset
 from scripts.score import score_dataset
 from tests.conftest import GARMENTS, noise, png
@@ -146,3 +147,10 @@ def test_the_demo_tells_its_story_and_ends(tmp_path: Path) -> None:
     assert "1000 test images: accuracy" in done.stdout
     assert "5001 labels scored; 251 of them were made wrong on purpose" in done.stdout
     assert done.stdout.count("% (") >= 3
+
+
+def test_the_demo_prepares_its_data_in_a_relative_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = prepare_data(Path("demo"))
+    halves = [(data / name).read_text(encoding="utf-8").splitlines() for name in ("half-a.csv", "half-b.csv")]
+    assert sum(len(rows) - 1 for rows in halves) == 5001
