@@ -39,7 +39,10 @@ class ApplyFlags(Flags):
     audit: CliPositionalArg[Path] = Field(description="folder that focalserve audit wrote")
     out: Path = Field(description="folder for the new data set; must not exist")
     decisions: Path | None = Field(None, description="file of decisions, .csv or .jsonl")
-    accept_issues: CliToggleFlag[bool] = Field(False, description="accept the suggestion for every flagged label")
+    accept_issues: CliToggleFlag[bool] = Field(
+        False,
+        description="accept the suggestion for every flagged label unseen; right ones break too, of rare classes most",
+    )
     link: CliToggleFlag[bool] = Field(False, description="link to the original images instead of copying them")
     separator: str = Field("|", description="between several labels in one cell")
 

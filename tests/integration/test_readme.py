@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = root / "photos" / name / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
+    (root / "decisions.csv").write_text("image,label\nheron/3.jpg,crane\n", encoding="utf-8")
     (root / "bird.jpg").write_bytes((root / "photos/heron/0.jpg").read_bytes())
     return root
 
@@ -112,6 +113,10 @@ def test_a_command_of_readme_works_as_written(command: str, served: Path, port: 
     if command.startswith("curl"):
         assert '"model":{"name":"birds"' in done.stdout or "/v2/" in command
         assert '"error"' not in done.stdout
+    if " apply " in command:
+        assert not (served / "corrected" / "heron" / "3.jpg").exists()
+        assert len(list((served / "corrected" / "crane").glob("*.jpg"))) == 21
+        assert "crane" in (served / "corrected" / "changes.csv").read_text(encoding="utf-8")
     if "--out issues.csv" in command:
         assert (served / "issues.csv").read_text(encoding="utf-8").startswith("rank,image,given_label")
 
