@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.errors import BundleError
 
-TaskName = Literal["multiclass", "multilabel", "binary"]
+TaskName = Literal["multiclass", "multilabel", "binary", "detection"]
 Alpha = float | list[float] | None
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -125,16 +125,102 @@ class LabelNoise(_Part):
         return self
 
 
+class AnchorLevel(_Part):
+    """The anchors of one level of the feature pyramid.
+
+    Attributes:
+        stride: input pixels per cell of the level.
+        sizes: square roots of the anchors' areas, input pixels.
+    """
+
+    stride: Annotated[int, Field(ge=1)]
+    sizes: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
+
+
+class BoxCalibrator(_Part):
+    """Multinomial logistic regression from a given box's features to what is wrong with it (models.box_quality).
+
+    Attributes:
+        causes: the classes, the first one is `none`.
+        features: names of the features, in their order.
+        mean: (F,) subtracted from the features.
+        scale: (F,) divides them then.
+        weights: (F, causes).
+        bias: (causes,).
+    """
+
+    causes: list[str]
+    features: list[str]
+    mean: list[float]
+    scale: list[Annotated[float, Field(gt=0.0)]]
+    weights: list[list[float]]
+    bias: list[float]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        count, kinds = len(self.features), len(self.causes)
+        if [len(self.mean), len(self.scale), len(self.weights)] != [count] * 3:
+            raise ValueError(f"mean, scale and weights must hold one entry for each of the {count} features")
+        if len(self.bias) != kinds or any(len(row) != kinds for row in self.weights):
+            raise ValueError(f"bias and each row of weights must hold {kinds} numbers, one per cause")
+        return self
+
+
+class DetectorSpec(_Part):
+    """What makes a model a detector of the RetinaNet family (Lin et al. 2017), beside its labels.
+
+    Attributes:
+        levels: of the feature pyramid, finest first; the order of the anchors in the graph's outputs.
+        ratios: height over width of the anchors, the same at every level.
+        positive_iou: an anchor of at least this IoU with a box learns that box.
+        negative_iou: an anchor below this IoU with every box learns background; between the two it learns nothing.
+        box_loss: what the box deltas were trained with.
+        box_weight: what the box loss was multiplied with.
+        score_threshold: default of requests: detections below this score are left out.
+        iou_threshold: default of requests: of two detections of a class that overlap more, the better one stays.
+        max_detections: default of requests: detections of one image at most.
+        confusion: (K, K), row j: what the detector takes validation objects of class j for; rows sum to 1; empty where
+            not measured.
+        calibrator: how /loss turns a given box's features into causes; None: the focal mean is used.
+    """
+
+    levels: Annotated[list[AnchorLevel], Field(min_length=1)]
+    ratios: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
+    positive_iou: Probability = 0.5
+    negative_iou: Probability = 0.4
+    box_loss: Literal["smooth_l1", "giou"] = "giou"
+    box_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    score_threshold: Probability = 0.3
+    iou_threshold: Probability = 0.5
+    max_detections: Annotated[int, Field(ge=1, le=5000)] = 100
+    confusion: list[list[Probability]] = []
+    calibrator: BoxCalibrator | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        strides = [level.stride for level in self.levels]
+        if strides != sorted(set(strides)):
+            raise ValueError("levels must be of rising stride")
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou must not exceed positive_iou")
+        if any(len(row) != len(self.confusion) or abs(sum(row) - 1.0) > 1e-6 for row in self.confusion):
+            raise ValueError("confusion must be square and each row sum to 1")
+        return self
+
+
 class Golden(_Part):
     """One input whose output is known, run at every load.
 
     Attributes:
         image_png: the input, (height, width, 3) uint8, as a PNG in base64.
-        logits: the graph's output row for it, K numbers, from ONNX Runtime on the CPU.
+        logits: the graph's output row for it, K numbers, from ONNX Runtime on the CPU; of a detector each class's
+            largest logit over all anchors.
+        deltas: of a detector the mean of the box deltas over all anchors, 4 numbers; else empty.
     """
 
     image_png: str
     logits: list[float]
+    deltas: list[float] = []
 
     @property
     def png(self) -> bytes:
@@ -152,7 +238,9 @@ class Golden(_Part):
 
 
 class ModelCard(_Part):
-    """Everything needed to use a classifier that is not in its graph. Unknown keys are refused.
+    """Everything needed to use a model that is not in its graph. Unknown keys are refused.
+
+    `detector` is there for the task `detection` and nowhere else.
 
     `label_noise` is empty (quality is then the margin), or one over all classes; for a multi-label model one per class,
     over no and yes.
@@ -166,8 +254,9 @@ class ModelCard(_Part):
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     created: str
     task: TaskName
-    labels: Annotated[list[str], Field(min_length=2)]
+    labels: Annotated[list[str], Field(min_length=1)]
     input: ImageInput
+    detector: DetectorSpec | None = None
     loss: LossSpec = LossSpec()
     calibration: Calibration = Calibration()
     classes: list[ClassFacts]
@@ -182,7 +271,7 @@ class ModelCard(_Part):
 
     @property
     def outputs(self) -> int:
-        """K, the number of logits per image: one per label, but a single one for a binary model."""
+        """K, the number of logits per image (per anchor): one per label, but a single one for a binary model."""
         return 1 if self.task == "binary" else len(self.labels)
 
     @property
@@ -196,6 +285,9 @@ class ModelCard(_Part):
             raise ValueError("labels must be distinct and not empty")
         if self.task == "binary" and len(self.labels) != 2:
             raise ValueError("a binary model has exactly two labels: negative, positive")
+        if self.task != "detection" and len(self.labels) < 2:
+            raise ValueError("a classifier has two labels or more")
+        self._check_detector()
         if [facts.label for facts in self.classes] != self.labels:
             raise ValueError("classes must list the labels, in their order")
         if self.quantile_levels != sorted(self.quantile_levels):
@@ -213,6 +305,18 @@ class ModelCard(_Part):
         if len(self.golden.logits) != self.outputs:
             raise ValueError(f"golden.logits must hold {self.outputs} numbers")
         return self
+
+    def _check_detector(self) -> None:
+        if (self.detector is None) == (self.task == "detection"):
+            raise ValueError("detector goes with the task detection, and only with it")
+        if self.detector is None:
+            return
+        if len(self.detector.confusion) not in (0, len(self.labels)):
+            raise ValueError(f"detector.confusion must be {len(self.labels)} x {len(self.labels)}")
+        if self.label_noise:
+            raise ValueError("label_noise is of classifiers; a detector has detector.calibrator")
+        if len(self.golden.deltas) != 4:
+            raise ValueError("golden.deltas must hold 4 numbers")
 
     @classmethod
     def parse(cls, text: str | bytes, source: str) -> Self:

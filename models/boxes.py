@@ -1,0 +1,188 @@
+"""Boxes: IoU, anchors, matching, coding. The one place for training, serving and scoring; numpy only.
+
+A box is (x1, y1, x2, y2) in pixels, x to the right and y down, the corners at x1, y1 and x2, y2 (a box of one pixel is
+1 wide): COCO's x, y, width, height is x1, y1, x2 - x1, y2 - y1. Anchors and coding are torchvision's, so that its
+RetinaNet's weights mean the same here.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import DetectorSpec
+from models.errors import InvalidInput
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+BACKGROUND, UNCOUNTED = -1, -2
+TIE = 1e-5
+"""IoUs this near to each other are equal: float32 pixels must not decide which anchor learns a box."""
+MOST_GROWTH = math.log(1000.0 / 16.0)
+"""Largest log-ratio of a box's side to its anchor's that is decoded (torchvision)."""
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class BoxLabels:
+    """The given boxes of one image: what a data set holds, what training learns, what /loss scores.
+
+    Attributes:
+        xyxy: (M, 4) float64, pixels of the upright original.
+        labels: (M,) int64, indices into the model's labels.
+        ignored: (M,) bool: a crowd or ignore region, which nobody learns and nobody scores.
+        ids: (M,) the boxes' own names in their data set; None where they have none.
+    """
+
+    xyxy: Floats
+    labels: Indices
+    ignored: NDArray[np.bool_]
+    ids: tuple[int | str | None, ...]
+
+    def __len__(self) -> int:
+        """M, the number of boxes."""
+        return len(self.xyxy)
+
+
+def box_areas(boxes: NDArray[np.floating]) -> Floats:
+    """Areas (N,) of boxes (N, 4), square pixels; 0 where a corner is swapped."""
+    sides = np.clip(np.asarray(boxes[:, 2:], np.float64) - boxes[:, :2], 0.0, None)
+    return np.asarray(sides[:, 0] * sides[:, 1])
+
+
+def intersections(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats:
+    """Areas of overlap (N, M) between boxes (N, 4) and (M, 4), square pixels."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    wide = np.minimum(a[:, None, 2], b[None, :, 2]) - np.maximum(a[:, None, 0], b[None, :, 0])
+    high = np.minimum(a[:, None, 3], b[None, :, 3]) - np.maximum(a[:, None, 1], b[None, :, 1])
+    return np.asarray(np.clip(wide, 0.0, None) * np.clip(high, 0.0, None))
+
+
+def box_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats:
+    """Intersection over union (N, M), in [0, 1], of boxes (N, 4) and (M, 4); 0 where both are empty."""
+    common = intersections(first, second)
+    union = box_areas(first)[:, None] + box_areas(second)[None, :] - common
+    return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
+
+
+def make_anchors(spec: DetectorSpec, height: int, width: int) -> Floats:
+    """Anchors (A, 4) of an input, input pixels, in the order of the graph's outputs.
+
+    Level by level, row by row, column by column, then ratio by ratio, then size by size; the centre of cell (row,
+    column) is (column * stride, row * stride), a level has ceil(side / stride) cells a side, and the anchors' corners
+    are rounded relative to their centre: torchvision's AnchorGenerator.
+
+    Args:
+        spec: of the detector.
+        height: rows of the input.
+        width: columns of the input.
+    """
+    found = []
+    for level in spec.levels:
+        root = np.sqrt(np.asarray(spec.ratios, np.float64))[:, None]
+        sizes = np.asarray(level.sizes, np.float64)[None, :]
+        wide, high = (sizes / root).ravel(), (sizes * root).ravel()
+        base = np.round(np.stack([-wide, -high, wide, high], axis=1) / 2.0)
+        columns = np.arange(-(-width // level.stride), dtype=np.float64) * level.stride
+        rows = np.arange(-(-height // level.stride), dtype=np.float64) * level.stride
+        y, x = np.meshgrid(rows, columns, indexing="ij")
+        centres = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
+        found.append((centres + base[None]).reshape(-1, 4))
+    return np.concatenate(found)
+
+
+def match_anchors(
+    anchors: NDArray[np.floating],
+    boxes: NDArray[np.floating],
+    spec: DetectorSpec,
+    ignored: NDArray[np.bool_] | None = None,
+) -> Indices:
+    """Which box each anchor learns.
+
+    An anchor learns the box it overlaps most if their IoU is at least `spec.positive_iou`. A box's best anchor (and
+    those that tie with it) learns the box even below that, unless the anchor has a box of its own. IoUs within 1e-5
+    are equal. Anchors that lie by half or more in an ignored region, and have no box, learn nothing.
+
+    Args:
+        anchors: (A, 4), pixels.
+        boxes: (M, 4), pixels, the same frame.
+        spec: the thresholds.
+        ignored: (M,) bool: crowds and ignore regions; they are never learnt.
+
+    Returns:
+        (A,) int64: index of a box, BACKGROUND (-1), or UNCOUNTED (-2).
+    """
+    ignored = np.zeros(len(boxes), bool) if ignored is None else np.asarray(ignored, bool)
+    real = np.flatnonzero(~ignored)
+    found = np.full(len(anchors), BACKGROUND, np.int64)
+    if len(real):
+        given = np.asarray(boxes, np.float64)[real]
+        parts = [box_iou(anchors[at : at + _ROWS_AT_ONCE], given) for at in range(0, len(anchors), _ROWS_AT_ONCE)]
+        overlap = np.concatenate(parts)
+        best = overlap.max(axis=1)
+        found[best >= spec.negative_iou - TIE] = UNCOUNTED
+        positive = best >= spec.positive_iou - TIE
+        # Among boxes that tie for an anchor the first one: the order of columns must not depend on rounding.
+        found[positive] = real[(overlap[positive] >= best[positive, None] - TIE).argmax(axis=1)]
+        top = overlap.max(axis=0)
+        rescued = (overlap >= top[None, :] - TIE) & (overlap > 0.0) & ~positive[:, None]
+        lonely = np.flatnonzero(rescued.any(axis=1))
+        found[lonely] = real[np.where(rescued[lonely], overlap[lonely], -1.0).argmax(axis=1)]
+    if ignored.any():
+        own = np.maximum(box_areas(anchors), 1e-9)
+        inside = intersections(anchors, np.asarray(boxes, np.float64)[ignored]).max(axis=1) / own
+        found[(inside >= 0.5 - TIE) & (found == BACKGROUND)] = UNCOUNTED
+    return found
+
+
+def encode_boxes(boxes: NDArray[np.floating], anchors: NDArray[np.floating]) -> Floats:
+    """Deltas (N, 4) that take anchors (N, 4) to boxes (N, 4): dx, dy in sides of the anchor, log-ratios of the sides.
+
+    Raises:
+        InvalidInput: a box without width or height.
+    """
+    given, base = np.asarray(boxes, np.float64), np.asarray(anchors, np.float64)
+    sides, own = given[:, 2:] - given[:, :2], base[:, 2:] - base[:, :2]
+    if not (sides > 0.0).all():
+        raise InvalidInput("a box without width or height cannot be learnt")
+    shift = (given[:, :2] + sides / 2.0 - base[:, :2] - own / 2.0) / own
+    return np.concatenate([shift, np.log(sides / own)], axis=1)
+
+
+def decode_boxes(deltas: NDArray[np.floating], anchors: NDArray[np.floating]) -> Floats:
+    """Boxes (..., 4) for deltas (..., 4) of anchors (..., 4): the inverse of `encode_boxes`, growth limited."""
+    given, base = np.asarray(deltas, np.float64), np.asarray(anchors, np.float64)
+    own = base[..., 2:] - base[..., :2]
+    centre = base[..., :2] + own / 2.0 + given[..., :2] * own
+    half = own * np.exp(np.minimum(given[..., 2:], MOST_GROWTH)) / 2.0
+    return np.concatenate([centre - half, centre + half], axis=-1)
+
+
+def suppress(boxes: NDArray[np.floating], scores: NDArray[np.floating], iou: float) -> Indices:
+    """Greedy non-maximum suppression: indices that stay, by falling score; ties keep their order.
+
+    Args:
+        boxes: (N, 4), pixels.
+        scores: (N,).
+        iou: a box that overlaps a better one by more than this is dropped.
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    given, kept = np.asarray(boxes, np.float64), list[int]()
+    while len(order):
+        first = order[0]
+        kept.append(int(first))
+        rest = order[1:]
+        order = rest[box_iou(given[first : first + 1], given[rest])[0] <= iou]
+    return np.asarray(kept, np.int64)
+
+
+def to_input(boxes: NDArray[np.floating], scale: tuple[float, float], offset: tuple[float, float]) -> Floats:
+    """Boxes (N, 4) from pixels of the original to pixels of the input, by `models.image.Fitted`'s geometry."""
+    return np.asarray(np.asarray(boxes, np.float64) * np.tile(scale, 2) + np.tile(offset, 2))
+
+
+def to_original(boxes: NDArray[np.floating], scale: tuple[float, float], offset: tuple[float, float]) -> Floats:
+    """The inverse of `to_input`; not clipped to the picture."""
+    return np.asarray((np.asarray(boxes, np.float64) - np.tile(offset, 2)) / np.tile(scale, 2))
