@@ -41,7 +41,9 @@ def probabilities(logits: Floats, activation: str, calibration: Calibration) -> 
     """
     z = np.asarray(logits, np.float64)
     if activation == "softmax":
-        return np.exp(log_softmax(_inverse_softmax(log_softmax(z), calibration.gamma) / calibration.temperature))
+        # Without gamma nothing asks for log-probabilities: the second softmax alone gives the same.
+        log_p = _inverse_softmax(log_softmax(z), calibration.gamma) if calibration.gamma else z
+        return np.exp(log_softmax(log_p / calibration.temperature))
     log_odds = _inverse_odds(z, calibration.gamma) / calibration.temperature
     return np.exp(log_sigmoid(log_odds))
 

@@ -37,8 +37,8 @@ class Multiclass:
         """Predictions for logits (N, K): the likeliest class."""
         p = probabilities(logits, "softmax", card.calibration)
         order = np.argsort(-p, axis=1, kind="stable")
-        best = np.take_along_axis(p, order[:, :2], axis=1)
-        return Predictions(p, order, best[:, 0] - best[:, 1])
+        rows = np.arange(len(p))
+        return Predictions(p, order, p[rows, order[:, 0]] - p[rows, order[:, 1]])
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools

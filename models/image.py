@@ -7,7 +7,6 @@ animation; trailing bytes ignored. Truncated or damaged files are refused.
 
 import io
 import math
-import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from models import jpeg
 from models.card import ImageInput
 from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
 
@@ -50,9 +50,7 @@ _SIDEWAYS = {5, 6, 7, 8}
 # Each part of a file costs its reader some microseconds; a body of empty ones would take it a minute.
 _MOST_PARTS = 16_384
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-# A JPEG marker that a segment follows, or the end: not a stuffed zero, a restart, or padding.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_SMALL_BYTES, _SMALL_PIXELS = 16 * 1024, 128 * 128
 
 Pixels = NDArray[np.uint8]
 
@@ -104,7 +102,7 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
         UndecodableImage: not a whole picture of an accepted format.
         ImageTooLarge: over a limit.
     """
-    return np.asarray(_open_rgb(data, limits, None)[0])
+    return _rgb(_open_rgb(data, limits, None)[0])
 
 
 def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted:
@@ -153,13 +151,31 @@ def sniff_format(data: bytes) -> str | None:
     return "BMP" if data.startswith(b"BM") else None
 
 
+def is_small(data: bytes) -> bool:
+    """Whether a picture is decoded sooner than it is handed to another thread, by its size and its header."""
+    if len(data) > _SMALL_BYTES:
+        return False
+    kind = sniff_format(data)
+    if kind == "JPEG":
+        header = jpeg.read_header(data)
+        width, height = header.size if header is not None else (0, 0)
+    elif kind == "PNG":
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    else:
+        return kind is None  # refused at once
+    return width * height <= _SMALL_PIXELS
+
+
 def _open_rgb(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) -> tuple[Image.Image, tuple[int, int]]:
-    """The upright RGB picture, perhaps at a reduced scale, and the (width, height) it has at full scale."""
+    """The upright RGB (or RGBX) picture, perhaps at a reduced scale, and the (width, height) it has at full scale."""
     if not data:
         raise UndecodableImage("the image is empty (0 bytes)")
     kind = sniff_format(data)
     if kind is None:
         raise UndecodableImage("not a JPEG, PNG, WebP or BMP file")
+    plain = _read_small_jpeg(data, limits, draft_for) if kind == "JPEG" else None
+    if plain is not None:
+        return plain, plain.size
     _check_parts(data, kind, limits)
     try:
         picture = _OPENERS[kind](io.BytesIO(data))
@@ -179,6 +195,20 @@ def _open_rgb(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) ->
         raise ImageTooLarge(f"the {kind} file expands beyond the limit") from error
 
 
+def _read_small_jpeg(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) -> Image.Image | None:
+    """A small plain JPEG by the shortest way, as RGBX; None where the long way must decide."""
+    header = jpeg.read_header(data) if len(data) <= _SMALL_BYTES else None
+    if header is None or not header.plain:
+        return None
+    width, height = header.size
+    if max(width, height) > limits.side or width * height > min(limits.pixels, _SMALL_PIXELS):
+        return None
+    if draft_for is not None and min(width, height) >= 2 * _draft_side(draft_for):
+        return None
+    pixels = jpeg.decode_rgbx(data)
+    return None if pixels is None else Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+
+
 def _check_limits(picture: ImageFile.ImageFile, limits: ImageLimits) -> None:
     width, height = picture.size
     if width < 1 or height < 1:
@@ -194,17 +224,8 @@ def _check_parts(data: bytes, kind: str, limits: ImageLimits) -> None:
     parts = list(islice(walk(data), _MOST_PARTS + 1)) if walk is not None else []
     if len(parts) > _MOST_PARTS:
         raise UndecodableImage(f"the {kind} file has more than {_MOST_PARTS} parts")
-    if parts.count(_JPEG_SCAN) > limits.scans:
+    if parts.count(jpeg.SCAN) > limits.scans:
         raise UndecodableImage(f"the JPEG file has more than {limits.scans} scans")
-
-
-def _jpeg_parts(data: bytes) -> Iterator[bytes]:
-    """The markers of a JPEG up to its end: what trails it, or lies within a segment, is not seen."""
-    found = _JPEG_MARKER.search(data, 2)
-    while found is not None and found[0] != _JPEG_END:
-        yield found[0]
-        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
-        found = _JPEG_MARKER.search(data, found.end() + length)
 
 
 def _png_parts(data: bytes) -> Iterator[bytes]:
@@ -215,14 +236,18 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
         start += 12 + int.from_bytes(data[start : start + 4], "big")
 
 
-_PARTS: dict[str, Callable[[bytes], Iterator[bytes]]] = {"JPEG": _jpeg_parts, "PNG": _png_parts}
+_PARTS: dict[str, Callable[[bytes], Iterator[bytes]]] = {"JPEG": jpeg.parts, "PNG": _png_parts}
 
 
 def _draft(picture: ImageFile.ImageFile, spec: ImageInput) -> None:
+    side = _draft_side(spec)
+    picture.draft("RGB", (side, side))
+
+
+def _draft_side(spec: ImageInput) -> int:
     # Twice the size it is scaled to keeps the resampling that follows antialiased; orientation may swap the sides.
     kept = spec.crop_fraction if spec.resize == "center_crop" else 1.0
-    side = math.ceil(2 * max(spec.width, spec.height) / kept)
-    picture.draft("RGB", (side, side))
+    return math.ceil(2 * max(spec.width, spec.height) / kept)
 
 
 def _orientation(picture: Image.Image) -> Any:
@@ -244,11 +269,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def _rgb(picture: Image.Image) -> Pixels:
+    """The pixels of an RGB or RGBX picture, (H, W, 3)."""
+    pixels = np.asarray(picture)
+    return pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[:, :, :3])
+
+
 def _stretch(picture: Image.Image, spec: ImageInput) -> Fitted:
     size = (spec.width, spec.height)
     scale = (spec.width / picture.width, spec.height / picture.height)
     resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
-    return Fitted(np.asarray(resized), scale, (0.0, 0.0))
+    return Fitted(_rgb(resized), scale, (0.0, 0.0))
 
 
 def _letterbox(picture: Image.Image, spec: ImageInput) -> Fitted:
@@ -256,7 +287,7 @@ def _letterbox(picture: Image.Image, spec: ImageInput) -> Fitted:
     size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
     left, top = (spec.width - size[0]) // 2, (spec.height - size[1]) // 2
     page = np.full((spec.height, spec.width, 3), _PAD_GREY, np.uint8)
-    page[top : top + size[1], left : left + size[0]] = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    page[top : top + size[1], left : left + size[0]] = _rgb(picture.resize(size, Image.Resampling.BILINEAR))
     return Fitted(page, (size[0] / picture.width, size[1] / picture.height), (float(left), float(top)))
 
 
@@ -268,7 +299,7 @@ def _center_crop(picture: Image.Image, spec: ImageInput) -> Fitted:
     sx, sy = size[0] / picture.width, size[1] / picture.height
     box = (left / sx, top / sy, (left + spec.width) / sx, (top + spec.height) / sy)
     cut = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
-    return Fitted(np.asarray(cut), (sx, sy), (-float(left), -float(top)))
+    return Fitted(_rgb(cut), (sx, sy), (-float(left), -float(top)))
 
 
 _FITS: dict[str, Callable[[Image.Image, ImageInput], Fitted]] = {

@@ -3,6 +3,9 @@
 One task owns the queue and the device. It never waits for company while it is idle (unless `max_wait` says so): what
 has queued while the last batch ran is the next one. A failing batch fails only its own callers, a failing item only
 itself; a caller that has left is dropped before its item is run.
+
+Batches run in a thread, or, where they are shorter than two threads take to hand each other the interpreter, in the
+event loop itself.
 """
 
 import asyncio
@@ -75,7 +78,7 @@ class Batcher:
 
     Args:
         run: called in `executor`; must be safe there.
-        executor: one thread of its own.
+        executor: one thread of its own; None runs batches in the event loop, which must not take long.
         max_batch: weight of one batch at most; a single heavier item runs alone.
         max_wait: seconds that the first item of a batch waits for others while the device is idle; 0 does not wait.
         capacity: weight that may wait.
@@ -87,7 +90,7 @@ class Batcher:
     def __init__(
         self,
         run: Run,
-        executor: Executor,
+        executor: Executor | None,
         *,
         max_batch: int,
         max_wait: float,
@@ -204,6 +207,8 @@ class Batcher:
                 batch = self._take()
                 if batch:
                     await self._answer(batch)
+                if self._executor is None:
+                    await asyncio.sleep(0)  # the callers answer and new ones come in
         finally:
             self._release()
 
@@ -250,7 +255,10 @@ class Batcher:
         start = time.perf_counter()
         self._idle = False
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
+            if self._executor is None:
+                results = self._work(batch)
+            else:
+                results = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
             ran = time.perf_counter() - start
             queued = [start - waiting.since for waiting in batch]
             self._report(batch, results, queued, ran)

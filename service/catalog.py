@@ -19,8 +19,6 @@ from service.served import Served, serve_bundle, serve_graph
 from service.settings import Settings, usable_cores
 
 log = logging.getLogger("focalserve")
-QUICK = 0.001
-"""Seconds for one image on one thread, below which a net keeps to it."""
 LABELS_FILE = "labels.json"
 STABLE = "stable"
 
@@ -128,7 +126,7 @@ class Catalog:
         for entry in self._entries.values():
             for served in entry.versions.values():
                 await served.batcher.stop()
-                served.executor.shutdown(wait=True)
+                served.shutdown(wait=True)
         await asyncio.gather(*self._retired, return_exceptions=True)
         self._entries.clear()
 
@@ -196,7 +194,7 @@ class Catalog:
         async def drain() -> None:
             for served in entry.versions.values():
                 await served.batcher.drain()
-                served.executor.shutdown(wait=False)
+                served.shutdown(wait=False)
 
         task = asyncio.create_task(drain(), name="retire")
         self._retired.add(task)
@@ -226,7 +224,7 @@ def open_engine(folder: Path, settings: Settings) -> Engine:
     bundle = read_bundle(folder)
     if settings.threads == 0:
         engine = Engine(bundle, settings.device, 1)
-        if engine.seconds(1) < QUICK or engine.device.provider != CPU or usable_cores() == 1:
+        if engine.quick or engine.device.provider != CPU or usable_cores() == 1:
             return engine
     return Engine(bundle, settings.device, settings.threads or usable_cores())
 

@@ -14,6 +14,8 @@ from service.runtime import CPU, CUDA, Device, Runtime
 
 WORTH = 0.1
 """A larger batch must cost this share less per image to be worth the wait."""
+QUICK = 0.001
+"""Seconds for one image on one thread, below which a net keeps to it, and to the event loop's."""
 # What another machine's arithmetic may differ by, relative to the largest logit: CUDA may use TF32.
 _GOLDEN_TOLERANCE = {CPU: 1e-3, CUDA: 2e-2}
 
@@ -37,6 +39,8 @@ class Engine:
         self.device = self.runtime.device
         _check_graph(self.runtime, self.card)
         _check_golden(self)
+        self.quick = self.device.provider == CPU and threads == 1 and self.seconds(1) < QUICK
+        """Whether one image takes less time than a hop between threads is worth."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (N, K) float32 for images (N, height, width, 3) uint8.

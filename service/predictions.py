@@ -30,8 +30,12 @@ class RowAnswer:
 
 def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
+    task = TASKS[card.task]
+    if np.isfinite(logits).all():
+        batch = task.predict(logits.astype(np.float64), card)
+        return [RowAnswer(row, batch, n) for n, row in enumerate(logits)]
     finite = np.asarray(np.isfinite(logits).all(axis=1))
-    batch = TASKS[card.task].predict(np.where(finite[:, None], logits, 0.0).astype(np.float64), card)
+    batch = task.predict(np.where(finite[:, None], logits, 0.0).astype(np.float64), card)
     return [
         RowAnswer(row, batch, n) if finite[n] else InferenceFailed("the model answered numbers that are not finite")
         for n, row in enumerate(logits)

@@ -19,8 +19,8 @@ from service.predictions import answer_rows
 from service.runtime import DeviceReport, Runtime
 from service.settings import Settings
 
-SMALL = 16 * 1024
-"""Encoded pictures up to this many bytes are decoded with their batch: a hop to another thread costs more."""
+INLINE_BATCH = 8
+"""Images in one run of a quick net in the event loop at most: requests and probes wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Served:
         runtime: its session.
         card: None for a graph that was not exported here.
         batcher: takes `bytes` or `Pixels` (with a card), or `Block`.
-        executor: the batcher's one thread.
+        executor: the batcher's one thread; None for a net so quick that it runs in the event loop.
         observer: its metrics.
     """
 
@@ -55,7 +55,7 @@ class Served:
     runtime: Runtime
     card: ModelCard | None
     batcher: Batcher
-    executor: ThreadPoolExecutor
+    executor: ThreadPoolExecutor | None
     observer: ModelObserver
 
     @property
@@ -63,16 +63,23 @@ class Served:
         """What runs it."""
         return self.runtime.device
 
+    def shutdown(self, wait: bool) -> None:
+        """Ends the batcher's thread."""
+        if self.executor is not None:
+            self.executor.shutdown(wait=wait)
+
 
 def serve_bundle(engine: Engine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
     """A bundle's model in batches of at most `max_batch` images; needs a running event loop."""
     card = engine.card
+    executor = None if engine.quick else ThreadPoolExecutor(1, thread_name_prefix=f"infer-{card.name}")
+    max_batch = min(max_batch, INLINE_BATCH) if engine.quick else max_batch
     observer = metrics.observer(card.name, card.version)
 
     def run(items: list[bytes | Pixels]) -> Sequence[Any]:
         return _run_pictures(engine, items, settings.image_limits, observer)
 
-    return _start(card.name, card.version, engine.runtime, card, run, max_batch, settings, observer)
+    return _start(card.name, card.version, engine.runtime, card, run, max_batch, executor, settings, observer)
 
 
 def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, metrics: Metrics) -> Served:
@@ -83,7 +90,8 @@ def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, m
     def run(items: list[Block]) -> Sequence[Any]:
         return _run_blocks(runtime, items)
 
-    return _start(name, version, runtime, None, run, max_batch, settings, observer)
+    executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
+    return _start(name, version, runtime, None, run, max_batch, executor, settings, observer)
 
 
 def _start(
@@ -93,10 +101,10 @@ def _start(
     card: ModelCard | None,
     run: Any,
     max_batch: int,
+    executor: ThreadPoolExecutor | None,
     settings: Settings,
     observer: ModelObserver,
 ) -> Served:
-    executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
     batcher = Batcher(
         run,
         executor,

@@ -9,14 +9,14 @@ from time import perf_counter
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
-from models.image import Pixels, load_input
+from models.image import Pixels, is_small, load_input
 from service.batcher import Timed
 from service.catalog import Catalog
 from service.errors import InvalidRequest, NotReady
 from service.exchange import Call
 from service.metrics import Metrics
 from service.schemas import decode_base64
-from service.served import SMALL, Served
+from service.served import Served
 from service.settings import Settings, usable_cores
 
 log = logging.getLogger("focalserve")
@@ -126,7 +126,7 @@ class ServiceState:
             data = decode_base64(image) if isinstance(image, str) else image
         except InvalidInput as error:
             return error
-        if len(data) <= SMALL:
+        if is_small(data):
             return data
         return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data, card)
 

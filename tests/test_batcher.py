@@ -96,6 +96,36 @@ async def test_every_caller_gets_its_own_row_back_among_thousands_at_random_time
     assert seen.drops == 0
 
 
+async def test_without_a_thread_batches_run_in_the_loop_and_others_come_in_between() -> None:
+    seen, threads = Seen(), set[int]()
+
+    def run(rows: Rows) -> Rows:
+        threads.add(threading.get_ident())
+        if min(rows) < 0:
+            raise RuntimeError("bad batch")
+        return doubled(rows)
+
+    batcher = Batcher(run, None, max_batch=8, max_wait=0.0, capacity=10_000, observer=seen)
+    batcher.start()
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    assert await asyncio.gather(*(ask(batcher, value) for value in range(200))) == [2 * n for n in range(200)]
+    assert ticks >= 200 / 8
+    with pytest.raises(RuntimeError, match="bad batch"):
+        await ask(batcher, -1)
+    assert await ask(batcher, 3) == 6
+    ticking.cancel()
+    await batcher.stop()
+    assert threads == {threading.get_ident()} and max(seen.sizes) == 8 and not batcher.alive
+
+
 async def test_a_failing_batch_fails_only_its_callers_and_the_loop_goes_on() -> None:
     def run(rows: Rows) -> Rows:
         if min(rows) < 0:

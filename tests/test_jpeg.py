@@ -1,0 +1,83 @@
+"""The quick way to a small JPEG's pixels gives what Pillow gives, and leaves to Pillow what it should."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from models import jpeg
+from models.card import ImageInput
+from models.errors import UndecodableImage
+from models.image import decode_image, is_small, load_input
+from tests.conftest import noise, png
+from tests.test_image import save, turned
+
+
+def pillow(data: bytes) -> Image.Image:
+    picture = JpegImageFile(io.BytesIO(data))
+    picture.load()
+    return picture.convert("RGB")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (28, 28), (64, 48), (127, 128)])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"quality": 30}])
+def test_the_pixels_are_pillows(size: tuple[int, int], options: dict[str, int]) -> None:
+    data = save(Image.fromarray(noise(*size)), "JPEG", **options)
+    header, pixels = jpeg.read_header(data), jpeg.decode_rgbx(data)
+    assert header is not None and header.plain and header.size == (size[1], size[0])
+    assert pixels is not None and np.array_equal(pixels[:, :, :3], np.asarray(pillow(data)))
+
+
+def test_grey_is_grey() -> None:
+    data = save(Image.fromarray(noise(20, 12)).convert("L"), "JPEG")
+    assert np.array_equal(decode_image(data), np.asarray(pillow(data)))
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "center_crop"])
+def test_the_input_is_the_one_that_pillow_leads_to(resize: str) -> None:
+    data = save(Image.fromarray(noise(60, 90)), "JPEG")
+    spec = ImageInput.model_validate({"height": 32, "width": 48, "resize": resize})
+    long_way = save(pillow(data), "PNG")
+    quick, slow = load_input(data, spec), load_input(long_way, spec)
+    assert np.array_equal(quick.pixels, slow.pixels) and quick.pixels.flags.c_contiguous
+    assert (quick.scale, quick.offset) == (slow.scale, slow.offset)
+
+
+@pytest.mark.parametrize("kind", ["progressive", "turned", "CMYK"])
+def test_what_is_not_plain_goes_the_long_way(kind: str) -> None:
+    picture = Image.fromarray(noise(20, 12))
+    data = {
+        "progressive": save(picture, "JPEG", progressive=True),
+        "turned": turned(6, "JPEG"),
+        "CMYK": save(picture.convert("CMYK"), "JPEG"),
+    }[kind]
+    header = jpeg.read_header(data)
+    assert header is not None and not header.plain
+    assert decode_image(data).shape[2] == 3
+
+
+def test_a_picture_that_is_cut_off_is_refused_all_the_same() -> None:
+    data = save(Image.fromarray(noise(60, 60)), "JPEG")
+    assert jpeg.decode_rgbx(data[: len(data) // 2]) is None
+    with pytest.raises(UndecodableImage, match="damaged or cut off"):
+        decode_image(data[: len(data) // 2])
+
+
+def test_small_is_what_the_header_and_the_file_say_together() -> None:
+    assert is_small(save(Image.fromarray(noise(64, 64)), "JPEG", quality=50))
+    assert is_small(png(noise(8, 8)))
+    assert is_small(b"no picture")
+    white = Image.new("RGB", (4000, 4000), "white")
+    assert not is_small(save(white.resize((200, 200)), "JPEG"))
+    bomb = save(white.convert("1"), "PNG")
+    assert len(bomb) < 16 * 1024 and not is_small(bomb)
+    assert not is_small(png(noise(128, 128)))
+
+
+def test_a_small_frame_inside_a_comment_does_not_make_a_picture_small() -> None:
+    large = save(Image.new("RGB", (600, 600), "white"), "JPEG")
+    frame = bytes.fromhex("ffc0001108000800080301220002110103110100")
+    hidden = large[:2] + b"\xff\xfe" + (len(frame) + 2).to_bytes(2, "big") + frame + large[2:]
+    assert not is_small(hidden) and decode_image(hidden).shape == (600, 600, 3)
