@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
         self._state: ServiceState = app.state.service
         super().__init__(
             uvicorn.Config(
-                app,
+                app.middleware_stack or app,  # Front itself: FastAPI's own first steps are not for hot routes
                 host=settings.host,
                 port=settings.port,
                 log_config=None,

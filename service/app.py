@@ -48,7 +48,7 @@ def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None
     app.include_router(info.router)
     _complete_openapi(app)
     # Around FastAPI's own layers, not among them: hot routes pass none of those.
-    app.middleware_stack = Front(app.build_middleware_stack(), state)
+    app.middleware_stack = Front(app, state)
     return app
 
 

@@ -43,11 +43,13 @@ class Timed:
 
     Attributes:
         result: what `run` answered for the item.
-        queued: seconds until its batch began.
+        began: when its batch began, seconds of `time.perf_counter`.
+        queued: seconds until then.
         ran: seconds that its batch took.
     """
 
     result: Any
+    began: float
     queued: float
     ran: float
 
@@ -268,7 +270,7 @@ class Batcher:
                 elif isinstance(result, Exception):
                     waiting.answer.set_exception(result)
                 else:
-                    waiting.answer.set_result(Timed(result, seconds, ran))
+                    waiting.answer.set_result(Timed(result, start, seconds, ran))
         except Exception as error:
             self._fail(batch, error)
         finally:

@@ -17,6 +17,10 @@ _MOST_PARAMETERS = 100
 _PAUSED_FROM = 1 << 16
 
 
+Stage = tuple[str, float, float]
+"""A part of a request's work: its name, when it began and when it ended (seconds of `time.perf_counter`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An answer.
@@ -42,13 +46,14 @@ class Call:
         receive: of ASGI.
     """
 
-    __slots__ = ("_headers", "_leaving", "_receive", "method", "path", "scope")
+    __slots__ = ("_headers", "_leaving", "_receive", "method", "path", "scope", "stages")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._receive = receive
+        self.stages: list[Stage] = []
         self._headers: dict[bytes, bytes] | None = None
         self._leaving: asyncio.Future[Message] | None = None
 

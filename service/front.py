@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: the hot routes, request ids, header limits, the last catch, every count."""
+"""The outermost ASGI layer: the hot routes, request ids, header limits, the last catch, every count and span."""
 
 import asyncio
 import gzip
@@ -10,8 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import FocalserveError
 from service import oip, routes
@@ -19,6 +20,7 @@ from service.errors import BadHeaders, HeadersTooLarge, status_of
 from service.exchange import Call, Reply
 from service.failures import failure_reply
 from service.state import ServiceState
+from service.telemetry import trace_of
 
 log = logging.getLogger("focalserve")
 access = logging.getLogger("focalserve.access")
@@ -42,8 +44,9 @@ class Front:
         state: of the service.
     """
 
-    def __init__(self, app: ASGIApp, state: ServiceState) -> None:
+    def __init__(self, app: FastAPI, state: ServiceState) -> None:
         self._app = app
+        self._inner = app.build_middleware_stack()
         self._state = state
         self._log_requests = state.settings.access_log
         self._prefix = secrets.token_hex(4)
@@ -52,7 +55,8 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            scope["app"] = self._app
+            await self._inner(scope, receive, send)
             return
         start = time.perf_counter()
         request_id = _given_id(scope) or f"{self._prefix}-{next(self._numbers):08x}"
@@ -61,11 +65,13 @@ class Front:
         handler = HOT.get((scope["method"], path))
         if handler is None and (path == "/v2" or path.startswith("/v2/")):
             handler = oip.answer
+        call = Call(scope, receive)
         if handler is None:
+            scope["app"] = self._app
             status = await self._pass_on(scope, receive, send, request_id)
         else:
-            status = await self._handle(handler, Call(scope, receive), send, request_id)
-        self._count(scope, status, start, request_id)
+            status = await self._handle(handler, call, send, request_id)
+        self._count(call, status, start, request_id)
 
     async def _handle(self, handler: Handler, call: Call, send: Send, request_id: str) -> int:
         """Runs a hot route and sends its answer; the status."""
@@ -98,7 +104,7 @@ class Front:
 
         try:
             _check_headers(scope)
-            await self._app(scope, receive, marked)
+            await self._inner(scope, receive, marked)
         except ClientDisconnect:
             return status or _CLIENT_LEFT
         except Exception as error:
@@ -119,11 +125,13 @@ class Front:
             self._state.metrics.rejected.labels("queue_full").inc()
         return reply
 
-    def _count(self, scope: Scope, status: int, start: float, request_id: str) -> None:
-        took = time.perf_counter() - start
+    def _count(self, call: Call, status: int, start: float, request_id: str) -> None:
+        took, scope = time.perf_counter() - start, call.scope
         route = scope.get("focalserve.route") or getattr(scope.get("route"), "path", None)
         name = route or (scope["path"] if (scope["method"], scope["path"]) in HOT else "other")
         self._state.metrics.answered(name, status, took)
+        if self._state.telemetry is not None:
+            self._state.telemetry.record(scope, name, status, start, call.stages)
         if self._log_requests:
             access.info("%s %s %s %.1f ms %s", scope["method"], name, status, took * 1e3, request_id)
 
@@ -137,10 +145,14 @@ def _check_headers(scope: Scope) -> None:
 
 
 def _given_id(scope: Scope) -> str | None:
+    """The caller's own name for the request: its X-Request-Id, or the trace it belongs to (W3C Trace Context)."""
+    trace = None
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
             return str(value.decode("ascii"))
-    return None
+        if name == b"traceparent":
+            trace = trace_of(value)
+    return trace
 
 
 async def _packed(reply: Reply, call: Call) -> Reply:

@@ -22,7 +22,7 @@ class Metrics:
         )
         self.stages = Histogram(
             "focalserve_stage_seconds",
-            "Where the time of an image goes: decode, queue, infer.",
+            "Where the time goes: decode and queue of an image, infer of a batch, encode of an answer.",
             ["model", "stage"],
             registry=registry,
             buckets=_SECONDS,
@@ -73,6 +73,7 @@ class ModelObserver:
         self._decode = metrics.stages.labels(model, "decode")
         self._queue = metrics.stages.labels(model, "queue")
         self._infer = metrics.stages.labels(model, "infer")
+        self._encode = metrics.stages.labels(model, "encode")
         self._dropped = metrics.dropped.labels(model)
         self._depth = metrics.queue_depth.labels(model)
         self._metrics = metrics
@@ -87,15 +88,21 @@ class ModelObserver:
     def batch(self, size: int, queued_seconds: list[float], run_seconds: float) -> None:
         """A batch was run."""
         self._size.observe(size)
-        self._infer.observe(run_seconds)
         for seconds in queued_seconds:
             self._queue.observe(seconds)
         self.statistics.batch(size, sum(queued_seconds), run_seconds)
 
-    def decoded(self, seconds: float, count: int) -> None:
-        """That many pictures were decoded in these seconds together."""
-        for _ in range(count):
-            self._decode.observe(seconds / count)
+    def decoded(self, seconds: float) -> None:
+        """A picture was decoded."""
+        self._decode.observe(seconds)
+
+    def inferred(self, seconds: float) -> None:
+        """The net ran a batch."""
+        self._infer.observe(seconds)
+
+    def encoded(self, seconds: float) -> None:
+        """An answer was put into bytes."""
+        self._encode.observe(seconds)
 
     def dropped(self) -> None:
         """An item was dropped since its caller had left."""

@@ -21,6 +21,7 @@ from service.infer import LENGTH_HEADER, InferRequest, check_inputs, pictures_of
 from service.served import Block, Served
 from service.state import ServiceState
 from service.tensors import as_text
+from service.timing import tell
 
 _LONG_BODY = 64 * 1024
 _CONTROL_BYTES = 64 * 1024
@@ -94,15 +95,13 @@ async def _infer(state: ServiceState, call: Call, name: str, version: str | None
     try:
         request = await _read(call, body, served, most)
         outputs, labels, timed = await (_run_pictures if served.card else _run_tensors)(state, served, call, request)
+        encoding = perf_counter()
         reply = write_reply(request, served.name, served.version, outputs, labels)
         ok = True
     finally:
         served.batcher.holders -= 1
         served.observer.statistics.request(ok, perf_counter() - start)
-    queued, ran = max(one.queued for one in timed) * 1e3, max(one.ran for one in timed) * 1e3
-    total = (perf_counter() - start) * 1e3
-    reply.headers.append((b"server-timing", b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (queued, ran, total)))
-    return reply
+    return tell(call, reply, start, encoding, timed, served.observer)
 
 
 async def _read(call: Call, body: bytes, served: Served, most: int) -> InferRequest:
@@ -143,9 +142,9 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
         results = await served.batcher.submit_all(list(request.inputs["image"]), lambda: call.gone)
     timed = _all_good(results)
     for one in timed:
-        served.observer.predicted(card.labels[one.result.batch.order[one.result.row, 0]])
-    logits = np.stack([one.result.logits for one in timed])
-    p = np.stack([one.result.batch.p[one.result.row] for one in timed])
+        served.observer.predicted(card.labels[one.result.answer.best])
+    logits = np.stack([one.result.answer.logits for one in timed])
+    p = np.stack([one.result.answer.p for one in timed])
     return (
         {"logits": logits, PROBABILITIES: p.astype(np.float32)},
         {"logits": card.labels, PROBABILITIES: card.labels},

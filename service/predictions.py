@@ -27,6 +27,16 @@ class RowAnswer:
     batch: Predictions
     row: int
 
+    @property
+    def p(self) -> NDArray[np.float64]:
+        """(L,) calibrated probabilities, one per label."""
+        return np.asarray(self.batch.p[self.row])
+
+    @property
+    def best(self) -> int:
+        """Index of the predicted label."""
+        return int(self.batch.order[self.row, 0])
+
 
 def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""

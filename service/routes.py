@@ -22,11 +22,12 @@ from service.bodies import (
 )
 from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
-from service.predictions import predict_items
+from service.predictions import RowAnswer, predict_items
 from service.schemas import LossInput, LossOptions, LossRequest, PredictOptions, PredictRequest
 from service.scoring import Given, score_labels
 from service.served import Served
 from service.state import Encoded, ServiceState
+from service.timing import tell
 
 Asked = TypeVar("Asked", PredictRequest, LossRequest)
 _LONG_BODY = 64 * 1024
@@ -42,11 +43,13 @@ async def predict(state: ServiceState, call: Call) -> Reply:
     _check_count(len(images), state.settings.max_images, "images")
     results = await state.run(served, card, images, call)
     _raise_alone(results)
+    encoding = perf_counter()
     items = predict_items(card, [_bare(result) for result in results], ids, options.top_k)
     for item in items:
         if "label" in item:
             served.observer.predicted(item["label"])
-    return _json({"model": {"name": card.name, "version": card.version}, "predictions": items}, _timing(start, results))
+    reply = _json({"model": {"name": card.name, "version": card.version}, "predictions": items})
+    return tell(call, reply, start, encoding, _timed(results), served.observer)
 
 
 async def loss(state: ServiceState, call: Call) -> Reply:
@@ -118,32 +121,28 @@ async def _answer_loss(
     ]
     _raise_alone([one.row for one in given])
     answer = await asyncio.to_thread(score_labels, card, given, asked)
-    return _json({"model": {"name": card.name, "version": card.version}, **answer}, _timing(start, results))
+    encoding = perf_counter()
+    reply = _json({"model": {"name": card.name, "version": card.version}, **answer})
+    return tell(call, reply, start, encoding, _timed(results), served.observer)
 
 
 _DEFAULTS = PredictOptions(model=None, top_k=5)
 
 
-def _bare(result: Timed | Exception) -> Any:
-    return result.result if isinstance(result, Timed) else result
+def _bare(result: Timed | Exception) -> RowAnswer | Exception:
+    return result if isinstance(result, Exception) else result.result.answer
 
 
 def _logits(result: Timed | Exception) -> Any:
-    return result.result.logits if isinstance(result, Timed) else result
+    return result if isinstance(result, Exception) else result.result.answer.logits
 
 
-def _json(payload: dict[str, Any], timing: bytes) -> Reply:
-    return Reply(to_json(payload, inf_nan_mode="null"), headers=[(b"server-timing", timing)])
+def _timed(results: Results) -> list[Timed]:
+    return [result for result in results if isinstance(result, Timed)]
 
 
-def _timing(start: float, results: Results) -> bytes:
-    """Server-Timing: milliseconds in all, and the longest that an image of the request waited and ran."""
-    timed = [result for result in results if isinstance(result, Timed)]
-    total = (perf_counter() - start) * 1e3
-    if not timed:
-        return b"total;dur=%.3f" % total
-    queued, ran = max(one.queued for one in timed) * 1e3, max(one.ran for one in timed) * 1e3
-    return b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (queued, ran, total)
+def _json(payload: dict[str, Any]) -> Reply:
+    return Reply(to_json(payload, inf_nan_mode="null"))
 
 
 async def _document(state: ServiceState, call: Call, body: bytes, model: type[Asked]) -> Asked:

@@ -15,7 +15,7 @@ from models.image import ImageLimits, Pixels, load_input
 from service.batcher import Batcher
 from service.engine import Engine
 from service.metrics import Metrics, ModelObserver
-from service.predictions import answer_rows
+from service.predictions import RowAnswer, answer_rows
 from service.runtime import DeviceReport, Runtime
 from service.settings import Settings
 
@@ -36,6 +36,38 @@ class Block:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture that was decoded before it was queued.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, as the card wants it.
+        seconds: that decoding took.
+    """
+
+    pixels: Pixels
+    seconds: float
+
+
+Picture = bytes | Decoded | Pixels
+"""What a bundle's batcher takes: an encoded picture, or one that was decoded, here or by the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a bundle's batch says of one picture.
+
+    Attributes:
+        answer: of the model.
+        decoded: seconds that decoding the picture took; 0 where pixels came.
+        inferred: seconds that the run of its batch took.
+    """
+
+    answer: RowAnswer
+    decoded: float
+    inferred: float
+
+
 @dataclass(frozen=True)
 class Served:
     """A model that answers.
@@ -45,7 +77,7 @@ class Served:
         version: of the model.
         runtime: its session.
         card: None for a graph that was not exported here.
-        batcher: takes `bytes` or `Pixels` (with a card), or `Block`.
+        batcher: takes `bytes`, `Decoded` or `Pixels` and answers `Row` (with a card), or takes `Block`.
         executor: the batcher's one thread; None for a net so quick that it runs in the event loop.
         observer: its metrics.
     """
@@ -76,7 +108,7 @@ def serve_bundle(engine: Engine, max_batch: int, settings: Settings, metrics: Me
     max_batch = min(max_batch, INLINE_BATCH) if engine.quick else max_batch
     observer = metrics.observer(card.name, card.version)
 
-    def run(items: list[bytes | Pixels]) -> Sequence[Any]:
+    def run(items: list[Picture]) -> Sequence[Row | Exception]:
         return _run_pictures(engine, items, settings.image_limits, observer)
 
     return _start(card.name, card.version, engine.runtime, card, run, max_batch, executor, settings, observer)
@@ -88,7 +120,10 @@ def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, m
     max_batch = settings.max_batch if runtime.batchable else 1
 
     def run(items: list[Block]) -> Sequence[Any]:
-        return _run_blocks(runtime, items)
+        start = perf_counter()
+        found = _run_blocks(runtime, items)
+        observer.inferred(perf_counter() - start)
+        return found
 
     executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
     return _start(name, version, runtime, None, run, max_batch, executor, settings, observer)
@@ -120,29 +155,52 @@ def _start(
     return Served(name, version, runtime, card, batcher, executor, observer)
 
 
-def _weigh(item: bytes | Pixels | Block) -> int:
+def _weigh(item: Picture | Block) -> int:
     return item.rows if isinstance(item, Block) else 1
 
 
-def _kind(item: bytes | Pixels | Block) -> Any:
+def _kind(item: Picture | Block) -> Any:
     return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
 
 
-def _run_pictures(engine: Engine, items: Sequence[Any], limits: ImageLimits, observer: ModelObserver) -> Sequence[Any]:
-    """Pictures, decoded or encoded, to a RowAnswer or an error each."""
+def _run_pictures(
+    engine: Engine, items: Sequence[Picture], limits: ImageLimits, observer: ModelObserver
+) -> Sequence[Row | Exception]:
+    """Pictures, decoded or encoded, to a row or an error each."""
+    decoded = [_decode(item, engine.card, limits) for item in items]
+    for item, one in zip(items, decoded, strict=True):
+        if not (isinstance(one, Exception) or isinstance(item, np.ndarray)):
+            observer.decoded(one.seconds)
+    good = [one for one in decoded if not isinstance(one, Exception)]
+    if not good:
+        return [one for one in decoded if isinstance(one, Exception)]
     start = perf_counter()
-    decoded = [_decode(item, engine.card, limits) if isinstance(item, bytes) else item for item in items]
-    good = [pixels for pixels in decoded if not isinstance(pixels, Exception)]
-    observer.decoded(perf_counter() - start, sum(isinstance(item, bytes) for item in items))
-    answers = iter(answer_rows(engine.card, engine.run(np.stack(good))) if good else ())
-    return [pixels if isinstance(pixels, Exception) else next(answers) for pixels in decoded]
+    answers = answer_rows(engine.card, engine.run(np.stack([one.pixels for one in good])))
+    inferred = perf_counter() - start
+    observer.inferred(inferred)
+    rows = iter(
+        answer if isinstance(answer, Exception) else Row(answer, one.seconds, inferred)
+        for answer, one in zip(answers, good, strict=True)
+    )
+    return [one if isinstance(one, Exception) else next(rows) for one in decoded]
 
 
-def _decode(data: bytes, card: ModelCard, limits: ImageLimits) -> Pixels | Exception:
+def _decode(item: Picture, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
+    if isinstance(item, Decoded):
+        return item
+    if isinstance(item, np.ndarray):
+        return Decoded(item, 0.0)
+    return decode_picture(item, card, limits)
+
+
+def decode_picture(data: bytes, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
+    """An encoded picture as the card wants it, or what is wrong with it."""
+    start = perf_counter()
     try:
-        return load_input(data, card.input, limits).pixels
+        pixels = load_input(data, card.input, limits).pixels
     except InvalidInput as error:
         return error
+    return Decoded(pixels, perf_counter() - start)
 
 
 def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:

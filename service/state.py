@@ -3,21 +3,23 @@
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
-from models.image import Pixels, is_small, load_input
+from models.image import is_small
 from service.batcher import Timed
 from service.catalog import Catalog
 from service.errors import InvalidRequest, NotReady
 from service.exchange import Call
 from service.metrics import Metrics
 from service.schemas import decode_base64
-from service.served import Served
+from service.served import Decoded, Served, decode_picture
 from service.settings import Settings, usable_cores
+from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
 Encoded = bytes | str
@@ -36,6 +38,7 @@ class ServiceState:
         self.settings = settings
         self.metrics = Metrics()
         self.catalog = Catalog(settings, self.metrics)
+        self.telemetry = open_telemetry(os.environ)
         self.draining = False
         self._on_refused = on_refused
         self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
@@ -53,6 +56,8 @@ class ServiceState:
             await asyncio.gather(self._loading, return_exceptions=True)
         await self.catalog.close()
         self._decoders.shutdown(wait=True)
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
 
     def check_ready(self) -> None:
         """Raises why the service is not ready: loading, draining, refused, or a batcher that has died."""
@@ -100,7 +105,7 @@ class ServiceState:
     async def run(
         self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call
     ) -> list[Timed | Exception]:
-        """Decodes and runs images; each result is a `predictions.RowAnswer` or the image's own error.
+        """Decodes and runs images; each result is a `served.Row` or the image's own error.
 
         Raises:
             Overloaded: the queue is full.
@@ -120,7 +125,7 @@ class ServiceState:
         finally:
             batcher.holders -= 1
 
-    async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Pixels | Exception:
+    async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Decoded | Exception:
         """What the batcher takes: a small picture as it is, a large one decoded in a thread."""
         try:
             data = decode_base64(image) if isinstance(image, str) else image
@@ -128,24 +133,17 @@ class ServiceState:
             return error
         if is_small(data):
             return data
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data, card)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._decoders, decode_picture, data, card, self.settings.image_limits
+        )
 
-    async def _prepare_all(self, images: Sequence[Encoded], card: ModelCard) -> list[bytes | Pixels | Exception]:
+    async def _prepare_all(self, images: Sequence[Encoded], card: ModelCard) -> list[bytes | Decoded | Exception]:
         tasks = [asyncio.ensure_future(self._prepare(image, card)) for image in images]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
-
-    def _decode(self, data: bytes, card: ModelCard) -> Pixels | Exception:
-        start = perf_counter()
-        try:
-            return load_input(data, card.input, self.settings.image_limits).pixels
-        except InvalidInput as error:
-            return error
-        finally:
-            self.metrics.stages.labels(card.name, "decode").observe(perf_counter() - start)
 
     async def _load(self, on_ready: Callable[[], None]) -> None:
         start = perf_counter()

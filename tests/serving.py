@@ -125,14 +125,24 @@ def linear_graph(
     kind: int = TensorProto.UINT8,
     output: str = "logits",
     divide: bool = False,
+    rounds: int = 0,
 ) -> bytes:
-    """A serialised graph: flatten, multiply; with `divide` the rows are divided by their first pixel (0 gives NaN)."""
+    """A serialised graph: flatten, multiply; with `divide` the rows are divided by their first pixel (0 gives NaN).
+
+    `rounds` of multiplying with the identity first only take time.
+    """
     nodes = [
         helper.make_node("Cast", [name], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["x"], ["flat"], axis=1),
+        helper.make_node("Flatten", ["x"], ["flat" if rounds == 0 else "flat_0"], axis=1),
+        *(
+            helper.make_node("MatMul", [f"flat_{k}", "eye"], ["flat" if k == rounds - 1 else f"flat_{k + 1}"])
+            for k in range(rounds)
+        ),
         helper.make_node("MatMul", ["flat", "weights"], ["product" if divide else output]),
     ]
     tensors = [numpy_helper.from_array(weights, "weights")]
+    if rounds:
+        tensors.append(numpy_helper.from_array(np.eye(len(weights), dtype=np.float32), "eye"))
     if divide:
         nodes += [
             helper.make_node("Gather", ["flat", "first"], ["one"], axis=1),
@@ -153,9 +163,11 @@ def linear_graph(
     return bytes(model.SerializeToString())
 
 
-def write_linear(root: Path, labels: Sequence[str] = ("a", "b", "c"), divide: bool = False, **facts: Any) -> Path:
-    """A bundle of the linear model below `root`; its folder."""
+def write_linear(
+    root: Path, labels: Sequence[str] = ("a", "b", "c"), divide: bool = False, rounds: int = 0, **facts: Any
+) -> Path:
+    """A bundle of the linear model below `root`; its folder. Some 1000 rounds make it a net that is not quick."""
     task: TaskName = facts.pop("task", "multiclass")
     weights = linear_weights(1 if task == "binary" else len(labels))
     card = linear_card(labels, weights, task=task, **facts)
-    return write_bundle(root / card.name, card, linear_graph(weights, card, divide=divide))
+    return write_bundle(root / card.name, card, linear_graph(weights, card, divide=divide, rounds=rounds))

@@ -169,8 +169,8 @@ def test_pipelined_requests_are_all_answered_in_order(server: Server) -> None:
 
 
 def test_a_full_queue_answers_429_with_retry_after_and_probes_still_answer(tmp_path: Path) -> None:
-    write_linear(tmp_path, LABELS)
-    images = [{"image": b64(png_of(image))} for image in pictures(500, SIZE)]
+    write_linear(tmp_path, LABELS, rounds=1000)
+    images = [{"image": b64(png_of(image))} for image in pictures(150, SIZE)]
     with launched(tmp_path, queue_size="2", max_batch="1") as busy:
         busy.until("process began")
         with ThreadPoolExecutor(12) as pool:
