@@ -1,18 +1,24 @@
 """The focal loss as a model of the Open Inference Protocol: `focal_loss`, tensors in, tensors out."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
+from models.errors import InvalidInput
 from models.losses import sigmoid_focal, softmax_focal
 from models.reductions import FocalTerms
 from service.errors import InvalidRequest
-from service.infer import InferRequest
+from service.infer import InferRequest, Tensors
 from service.runtime import TensorSpec
+from service.settings import usable_cores
 
+_ROWS = 8192
+"""Rows at a time: what a core's cache holds, and what the cores share."""
 NAME = "focal_loss"
 VERSION = "1"
 INPUTS = (TensorSpec("logits", "FP32", (-1, -1)), TensorSpec("labels", "INT64", (-1,)))
@@ -28,22 +34,39 @@ PARAMETERS = (
 )
 
 
-def compute(request: InferRequest) -> tuple[dict[str, NDArray[Any]], dict[str, Callable[[], NDArray[Any]]]]:
-    """Loss, log_p and the label's log-odds margin per row; the gradient only when it is asked for.
+def compute(request: InferRequest) -> tuple[Tensors, dict[str, Callable[[], NDArray[Any]]]]:
+    """Loss, log_p and the label's log-odds margin per row, those that are asked for; the gradient only by its name.
 
     Raises:
         InvalidRequest: inputs that do not fit each other.
         InvalidInput: a label or parameter out of its range.
     """
-    terms = _terms(request)
-    log_p = terms.log_pt if terms.log_pt is not None else np.full(terms.values.shape, np.nan)
-    label = terms.margin if terms.margin is not None else np.full(terms.values.shape, np.nan)
-    outputs = {name: np.asarray(value, np.float64) for name, value in
-               (("loss", terms.values), ("log_p", log_p), ("margin", label))}  # fmt: skip
-    return outputs, {"gradient": lambda: np.asarray(terms.gradient, np.float64)}
+    logits, labels = _inputs(request)
+    rule = _rule(request.parameters)
+    asked = {one.name for one in request.wanted} if request.wanted is not None else set(_FACTS)
+    unknown = sorted(asked - {spec.name for spec in OUTPUTS})
+    if unknown:
+        raise InvalidRequest(
+            f"the model has no output {unknown[0][:64]}; it has {', '.join(spec.name for spec in OUTPUTS)}"
+        )
+    names = [name for name in _FACTS if name in asked] or ["loss"]
+
+    def facts(part: slice) -> list[NDArray[Any]]:
+        terms = rule(logits[part].astype(np.float64), labels[part])
+        return [_FACTS[name](terms) for name in names]
+
+    parts = [slice(at, at + _ROWS) for at in range(0, len(logits), _ROWS)]
+    try:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            columns = list(pool.map(facts, parts)) if len(parts) > 1 else [facts(slice(None))]
+    except InvalidInput:
+        rule(logits.astype(np.float64), labels)  # says where in the whole
+        raise
+    outputs = {name: np.concatenate(column) for name, column in zip(names, zip(*columns, strict=True), strict=True)}
+    return outputs, {"gradient": lambda: np.asarray(rule(logits.astype(np.float64), labels).gradient, np.float64)}
 
 
-def _terms(request: InferRequest) -> FocalTerms:
+def _inputs(request: InferRequest) -> tuple[NDArray[Any], NDArray[Any]]:
     for name in ("logits", "labels"):
         if name not in request.inputs:
             raise InvalidRequest(f"input {name} is missing")
@@ -53,7 +76,13 @@ def _terms(request: InferRequest) -> FocalTerms:
     logits, labels = request.inputs["logits"], request.inputs["labels"]
     if logits.dtype.kind != "f" or logits.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
         raise InvalidRequest("logits are FP32 or FP64 [N, K], labels INT64 [N], or FP32 [N, K] where they are soft")
-    parameters = request.parameters
+    if len(logits) != len(labels):
+        raise InvalidRequest(f"{len(logits)} rows of logits need as many labels, {len(labels)} were given")
+    return logits, labels
+
+
+def _rule(parameters: dict[str, Any]) -> Callable[[NDArray[Any], NDArray[Any]], FocalTerms]:
+    """The loss that the parameters ask for, of float64 logits and labels."""
     mode = parameters.get("mode", "softmax")
     if mode not in ("softmax", "sigmoid"):
         raise InvalidRequest("mode should be softmax or sigmoid")
@@ -65,12 +94,23 @@ def _terms(request: InferRequest) -> FocalTerms:
     }
     if options["ignore_index"] is not None and type(options["ignore_index"]) is not int:
         raise InvalidRequest("ignore_index should be a whole number")
-    z = logits.astype(np.float64)
     if mode == "sigmoid":
-        return sigmoid_focal(z, labels, **options)
+        return partial(sigmoid_focal, **options)
     if parameters.get("alpha_mode") not in (None, "uniform"):
         raise InvalidRequest("alpha_mode should be uniform, which lets a single alpha multiply every class")
-    return softmax_focal(z, labels, alpha_mode=parameters.get("alpha_mode"), **options)
+    return partial(softmax_focal, alpha_mode=parameters.get("alpha_mode"), **options)
+
+
+def _known(terms: FocalTerms, values: NDArray[Any] | None) -> NDArray[Any]:
+    """What has no meaning for soft labels is not a number."""
+    return np.full(terms.values.shape, np.nan) if values is None else np.asarray(values, np.float64)
+
+
+_FACTS: dict[str, Callable[[FocalTerms], NDArray[Any]]] = {
+    "loss": lambda terms: np.asarray(terms.values, np.float64),
+    "log_p": lambda terms: _known(terms, terms.log_pt),
+    "margin": lambda terms: _known(terms, terms.margin),
+}
 
 
 def _number(parameters: dict[str, Any], name: str, default: float) -> float:

@@ -115,7 +115,7 @@ async def test_soft_labels_have_a_loss_but_no_log_p(http: httpx.AsyncClient) -> 
         (LOGITS, LABELS, {"label_smoothing": 2}, "smoothing"),
         (LOGITS, np.array([0, 3]), {}, "label|target"),
         (LOGITS, np.array([-1, 0]), {}, "label|target"),
-        (LOGITS, np.array([0]), {}, "shape|N"),
+        (LOGITS, np.array([0]), {}, "need as many labels"),
         (LOGITS, np.array([b"a", b"b"], np.object_), {}, "logits are"),
         (LOGITS.astype(np.int64), LABELS, {}, "logits are"),
         (LOGITS[None], LABELS, {}, "logits are"),
@@ -145,3 +145,15 @@ async def test_it_has_metadata_and_a_version_like_any_model(http: httpx.AsyncCli
     for path in ("/v2/models/focal_loss/versions/2", "/v2/models/focal_loss/versions/2/ready"):
         assert "no such version" in error_of(await http.get(path), 404)
     assert "no such version" in error_of(await http.post("/v2/models/focal_loss/versions/2/infer", json={}), 404)
+
+
+async def test_many_rows_are_shared_out_and_come_back_in_order(http: httpx.AsyncClient) -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0.0, 3.0, (20_000, 7)).astype(np.float32), rng.integers(0, 7, 20_000)
+    answer = await ask(http, logits, labels, gamma=1.5)
+    found, want = outputs_of(answer), softmax_focal(logits.astype(np.float64), labels, gamma=1.5)
+    assert np.allclose(found["loss"], want.values, rtol=1e-12, atol=0.0)
+    assert want.log_pt is not None and np.allclose(found["log_p"], want.log_pt, rtol=1e-12, atol=0.0)
+    assert np.allclose(found["gradient"], want.gradient, rtol=1e-12, atol=1e-300)
+    labels[19_999] = 7
+    assert "19999" in error_of(await ask(http, logits, labels))
