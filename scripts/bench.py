@@ -5,11 +5,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,22 +16,23 @@ from pydantic import Field
 from pydantic_core import to_json
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from models.bundle import read_bundle
 from models.errors import FocalserveError, InvalidInput
 from models.image import load_input
 from scripts.clients import choose_bundle
 from scripts.demo import free_port, wait_ready
 from scripts.flags import Flags
-from scripts.load import Load, run_load
+from scripts.limits import alone, closed_form, limit, median_seconds, tensor_bodies, tensor_limit
+from scripts.load import Load, labelled_form, loss_body, run_load, seconds_of_one
+from service.catalog import open_engine
 from service.engine import Engine
 from service.predictions import answer_rows, predict_items
-from service.settings import usable_cores
+from service.settings import load_settings, usable_cores
 
-_BATCHES = (1, 8, 32)
+_LOSS_ROWS, _LOSS_CLASSES, _LOSS_IMAGES = 100_000, 100, 1_000
 
 
 class BenchFlags(Flags):
-    """Measure a bundle: the in-process limit of decode, resize and run, then the service at several concurrencies.
+    """Measure a bundle: what this process reaches without HTTP, then the service at several concurrencies.
 
     Both in turns in one run, since a machine's speed changes from minute to minute: believe the ratios.
     """
@@ -43,8 +43,11 @@ class BenchFlags(Flags):
     image: Path | None = Field(None, description="an image file to send; a made-up JPEG where left out")
     size: str = Field("640x480", description="WIDTHxHEIGHT of the made-up JPEG")
     seconds: Annotated[float, Field(ge=0.2, le=600.0)] = Field(5.0, description="per measurement")
+    work: list[Literal["image", "json", "bin", "loss"]] = Field(
+        ["image", "json", "bin", "loss"], description="what is sent: encoded images, tensors of /v2, labels to score"
+    )
     concurrency: list[Annotated[int, Field(ge=1, le=1024)]] = Field([1, 8, 64], description="connections at once")
-    rounds: Annotated[int, Field(ge=1, le=100)] = Field(3, description="turns of limit and service; medians are shown")
+    rounds: Annotated[int, Field(ge=1, le=100)] = Field(3, description="turns of limits and service; medians are shown")
     stages: bool = Field(False, description="also a table of where the time of one image goes")
 
 
@@ -54,19 +57,49 @@ class Row:
 
     Attributes:
         name: of the line.
-        per_second: images per second.
-        p50_ms: median latency; None for the limit.
+        per_second: images (rows of /loss) per second.
+        ratio: to the limit of the same work in the same round; None for lines that are no service's.
+        p50_ms: median latency of a request.
         p99_ms: 99th percentile.
-        cpu_ms: processor time of the service per image.
+        cpu_ms: processor time of the service per image (row).
         rss_mb: memory of the service after it.
     """
 
     name: str
     per_second: float
+    ratio: float | None = None
     p50_ms: float | None = None
     p99_ms: float | None = None
     cpu_ms: float | None = None
     rss_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: a bundle in this process, and the same in a service of its own.
+
+    Attributes:
+        flags: as asked for.
+        engine: here.
+        body: the encoded image that is sent.
+        service: the other process.
+        port: it listens on.
+    """
+
+    flags: BenchFlags
+    engine: Engine
+    body: bytes
+    service: "subprocess.Popen[bytes]"
+    port: int
+
+    @property
+    def image_type(self) -> str:
+        """Media type of the image."""
+        return "image/jpeg" if self.body[:2] == b"\xff\xd8" else "image/png"
+
+    def load(self, path: str, headers: dict[str, str], body: bytes) -> Load:
+        """A request to the service."""
+        return Load("127.0.0.1", self.port, path, headers, body)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,69 +107,91 @@ def main(argv: Sequence[str]) -> int:
     flags = BenchFlags.parse(argv)
     folder = choose_bundle(flags.bundle, None)
     body = flags.image.read_bytes() if flags.image else made_up_jpeg(flags.size)
-    engine = Engine(read_bundle(folder), "auto", usable_cores())
+    engine = open_engine(folder, load_settings([]))
     load_input(body, engine.card.input)
     print(f"{engine.card.name} version {engine.card.version} on {engine.device}, {usable_cores()} cores")
     print(f"image of {len(body)} bytes to {engine.card.input.width} x {engine.card.input.height}")
     if flags.stages:
         print_stages(engine, body)
     with served(folder) as (process, port):
-        rounds = [list(one_round(flags, engine, body, process, port)) for _ in range(flags.rounds)]
+        bench = Bench(flags, engine, body, process, port)
+        rounds = [[row for work in flags.work for row in WORK[work](bench)] for _ in range(flags.rounds)]
     print_rows([median_row(rows) for rows in zip(*rounds, strict=True)])
     return 0
 
 
-def one_round(
-    flags: BenchFlags, engine: Engine, body: bytes, process: "subprocess.Popen[bytes]", port: int
-) -> Iterator[Row]:
-    """The limit, the latency of one image in process, and the service at each concurrency."""
-    yield Row("one image in process", 1.0 / alone(engine, body), alone(engine, body) * 1e3)
-    yield Row("limit: best batch in process", limit(engine, body, flags.seconds))
-    load = Load("127.0.0.1", port, "/predict", "image/jpeg" if body[:2] == b"\xff\xd8" else "image/png", body)
-    for connections in flags.concurrency:
-        before, start = cpu_seconds(process.pid), time.perf_counter()
-        outcome = run_load(load, connections, flags.seconds)
-        span, used = time.perf_counter() - start, cpu_seconds(process.pid) - before
+def image_rows(bench: Bench) -> Iterator[Row]:
+    """Encoded images to /predict."""
+    one = alone(bench.engine, bench.body)
+    yield Row("one image in process", 1.0 / one, None, one * 1e3)
+    most = limit(bench.engine, bench.body, bench.flags.seconds)
+    yield Row("image: limit", most)
+    yield from service_rows(
+        bench, "image", bench.load("/predict", {"Content-Type": bench.image_type}, bench.body), most
+    )
+
+
+def tensor_rows(bench: Bench, kind: str) -> Iterator[Row]:
+    """Decoded images to the Open Inference Protocol."""
+    body, headers = tensor_bodies(load_input(bench.body, bench.engine.card.input).pixels)[kind]
+    most = tensor_limit(bench.engine, kind, body, headers, bench.flags.seconds)
+    yield Row(f"{kind} tensor: limit", most)
+    path = f"/v2/models/{bench.engine.card.name}/infer"
+    yield from service_rows(bench, f"{kind} tensor", bench.load(path, headers, body), most)
+
+
+def service_rows(bench: Bench, name: str, load: Load, most: float) -> Iterator[Row]:
+    """The service at each concurrency."""
+    pid = bench.service.pid
+    for connections in bench.flags.concurrency:
+        before, start = cpu_seconds(pid), time.perf_counter()
+        outcome = run_load(load, connections, bench.flags.seconds)
+        span, used = time.perf_counter() - start, cpu_seconds(pid) - before
         if outcome.errors:
             raise FocalserveError(f"{outcome.errors} requests failed at concurrency {connections}")
-        images = max(1.0, outcome.per_second * span)
         yield Row(
-            f"service, concurrency {connections}",
+            f"{name}, concurrency {connections}",
             outcome.per_second,
+            outcome.per_second / most,
             outcome.p50_ms,
             outcome.p99_ms,
-            used / images * 1e3,
-            rss_mb(process.pid),
+            used / max(1.0, outcome.per_second * span) * 1e3,
+            rss_mb(pid),
         )
 
 
-def alone(engine: Engine, body: bytes) -> float:
-    """Seconds for one image in this process: decode, resize, run, answer; the median of 30."""
-    card = engine.card
+def loss_rows(bench: Bench) -> Iterator[Row]:
+    """Many labels in one request: rows of logits as binary tensors, and encoded images."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0.0, 3.0, (_LOSS_ROWS, _LOSS_CLASSES)).astype(np.float32)
+    labels = rng.integers(0, _LOSS_CLASSES, _LOSS_ROWS)
+    body, headers = loss_body(logits, labels)
+    most = _LOSS_ROWS / median_seconds(lambda: closed_form(logits, labels), 5)
+    yield Row(f"loss of {_LOSS_ROWS:,} x {_LOSS_CLASSES} logits: numpy", most)
+    yield one_request(
+        bench, "the same, service", bench.load("/v2/models/focal_loss/infer", headers, body), _LOSS_ROWS, most
+    )
+    most = limit(bench.engine, bench.body, bench.flags.seconds)
+    yield Row("image: limit", most)
+    form, headers = labelled_form(bench.body, bench.image_type, bench.engine.card.labels[0], _LOSS_IMAGES)
+    yield one_request(bench, f"loss of {_LOSS_IMAGES:,} images", bench.load("/loss", headers, form), _LOSS_IMAGES, most)
 
-    def once() -> None:
-        logits = engine.run(load_input(body, card.input).pixels[None])
-        to_json(predict_items(card, answer_rows(card, logits), [None], 5))
 
-    return median_seconds(once, 30)
+def one_request(bench: Bench, name: str, load: Load, count: int, most: float) -> Row:
+    """One long request at a time."""
+    before = cpu_seconds(bench.service.pid)
+    seconds = sorted(seconds_of_one(load) for _ in range(3))[1]
+    used = (cpu_seconds(bench.service.pid) - before) / 3
+    speed = count / seconds
+    return Row(name, speed, speed / most, seconds * 1e3, None, used / count * 1e3, rss_mb(bench.service.pid))
 
 
-def limit(engine: Engine, body: bytes, seconds: float) -> float:
-    """Images per second of the same stages in process, no HTTP: decoded on all cores, run in the best batch."""
-    card = engine.card
-    best = 0.0
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for size in _BATCHES:
-            until = time.perf_counter() + seconds / len(_BATCHES)
-            start, done = time.perf_counter(), 0
-            pending = [pool.submit(load_input, body, card.input) for _ in range(size)]
-            while time.perf_counter() < until:
-                ready = [one.result().pixels for one in pending]
-                pending = [pool.submit(load_input, body, card.input) for _ in range(size)]
-                to_json(predict_items(card, answer_rows(card, engine.run(np.stack(ready))), [None] * size, 5))
-                done += size
-            best = max(best, done / (time.perf_counter() - start))
-    return best
+WORK: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "image": image_rows,
+    "json": lambda bench: tensor_rows(bench, "json"),
+    "bin": lambda bench: tensor_rows(bench, "bin"),
+    "loss": loss_rows,
+}
 
 
 def print_stages(engine: Engine, body: bytes) -> None:
@@ -157,17 +212,6 @@ def print_stages(engine: Engine, body: bytes) -> None:
         print(f"  {name:28} {median_seconds(run, 50) * 1e3 / each:9.4f} ms")
 
 
-def median_seconds(run: Callable[[], object], times: int) -> float:
-    """Median seconds of a call."""
-    run()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
-
-
 def median_row(rows: Sequence[Row]) -> Row:
     """The medians of the same line in several rounds."""
 
@@ -178,6 +222,7 @@ def median_row(rows: Sequence[Row]) -> Row:
     return Row(
         rows[0].name,
         middle([row.per_second for row in rows]) or 0.0,
+        middle([row.ratio for row in rows]),
         middle([row.p50_ms for row in rows]),
         middle([row.p99_ms for row in rows]),
         middle([row.cpu_ms for row in rows]),
@@ -186,14 +231,16 @@ def median_row(rows: Sequence[Row]) -> Row:
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """The table; ratio is images per second over the limit's."""
-    most = rows[1].per_second
-    print(f"{'':30} {'images/s':>9} {'ratio':>6} {'p50 ms':>8} {'p99 ms':>8} {'CPU ms':>7} {'RSS MB':>7}")
+    """The table."""
+    print(f"{'':40} {'per s':>10} {'ratio':>6} {'p50 ms':>9} {'p99 ms':>9} {'CPU ms':>8} {'RSS MB':>7}")
+    forms = ("6.2f", "9.2f", "9.2f", "8.4f", "7.0f")
     for row in rows:
-        cells = [f"{row.per_second:9.1f}", f"{row.per_second / most:6.2f}"]
-        for value, form in ((row.p50_ms, "8.2f"), (row.p99_ms, "8.2f"), (row.cpu_ms, "7.3f"), (row.rss_mb, "7.0f")):
-            cells.append(" " * (int(form[0]) - 1) + "-" if value is None else format(value, form))
-        print(f"{row.name:30} {' '.join(cells)}")
+        values = (row.ratio, row.p50_ms, row.p99_ms, row.cpu_ms, row.rss_mb)
+        cells = [
+            f"{value:{form}}" if value is not None else "-".rjust(int(form[0]))
+            for value, form in zip(values, forms, strict=True)
+        ]
+        print(f"{row.name:40} {row.per_second:10.1f} {' '.join(cells)}")
 
 
 def made_up_jpeg(size: str) -> bytes:

@@ -1,6 +1,8 @@
 """A load client for one HTTP request repeated on a few connections: wrk where it is installed, else our own."""
 
 import asyncio
+import http.client
+import json
 import re
 import shutil
 import subprocess
@@ -9,10 +11,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.errors import FocalserveError
 
 _LUA = """local file = io.open("{body}", "rb"); wrk.body = file:read("*all"); file:close()
-wrk.method = "POST"; wrk.headers["Content-Type"] = "{kind}"
+wrk.method = "POST"
+{headers}
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format("RESULT %d %d %d %f %f\\n", summary.requests, summary.duration,
@@ -29,7 +35,7 @@ class Load:
     host: str
     port: int
     path: str
-    kind: str
+    headers: dict[str, str]
     body: bytes
 
 
@@ -66,7 +72,8 @@ def _wrk(load: Load, connections: int, seconds: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder) / "body", Path(folder) / "post.lua"
         body.write_bytes(load.body)
-        script.write_text(_LUA.format(body=body, kind=load.kind), encoding="utf-8")
+        headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in load.headers.items())
+        script.write_text(_LUA.format(body=body, headers=headers), encoding="utf-8")
         url = f"http://{load.host}:{load.port}{load.path}"
         length = f"-d{max(1, round(seconds))}s"
         arguments = ["wrk", "-t1", f"-c{connections}", length, "--timeout", "60s", "-s", str(script), url]
@@ -95,11 +102,9 @@ async def _own_async(load: Load, connections: int, seconds: float) -> Outcome:
 
 
 async def _one_connection(load: Load, until: float) -> tuple[list[float], int]:
-    head = (
-        f"POST {load.path} HTTP/1.1\r\nHost: {load.host}\r\nContent-Type: {load.kind}\r\n"
-        f"Content-Length: {len(load.body)}\r\n\r\n"
-    )
-    request = head.encode() + load.body
+    headers = {"Host": load.host, "Content-Length": str(len(load.body)), **load.headers}
+    lines = [f"POST {load.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    request = ("\r\n".join(lines) + "\r\n\r\n").encode() + load.body
     reader, writer = await asyncio.open_connection(load.host, load.port)
     times: list[float] = []
     errors = 0
@@ -117,3 +122,42 @@ async def _one_connection(load: Load, until: float) -> tuple[list[float], int]:
     finally:
         writer.close()
     return times, errors
+
+
+def seconds_of_one(load: Load) -> float:
+    """Seconds of one request on a connection of its own.
+
+    Raises:
+        FocalserveError: it was not answered 200.
+    """
+    link = http.client.HTTPConnection(load.host, load.port, timeout=600)
+    link.connect()
+    start = time.perf_counter()
+    link.request("POST", load.path, load.body, load.headers)
+    answer = link.getresponse()
+    text = answer.read()
+    seconds = time.perf_counter() - start
+    link.close()
+    if answer.status != 200:
+        raise FocalserveError(f"{load.path} answered {answer.status}: {text[:200].decode('utf-8', 'replace')}")
+    return seconds
+
+
+def loss_body(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[bytes, dict[str, str]]:
+    """Logits (N, K) and labels (N,) for the model `focal_loss` of /v2, binary both ways, with the headers."""
+    inputs = [
+        {"name": name, "datatype": kind, "shape": list(array.shape), "parameters": {"binary_data_size": array.nbytes}}
+        for name, kind, array in (("logits", "FP32", logits), ("labels", "INT64", labels))
+    ]
+    head = json.dumps({"inputs": inputs, "outputs": [{"name": "loss", "parameters": {"binary_data": True}}]}).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return head + logits.tobytes() + labels.tobytes(), headers
+
+
+def labelled_form(image: bytes, kind: str, label: str, count: int) -> tuple[bytes, dict[str, str]]:
+    """The same image and label that many times as multipart/form-data for /loss, with the headers."""
+    mark = "focalserve-bench"
+    file = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="x"\r\nContent-Type: {kind}\r\n\r\n'
+    text = f'--{mark}\r\nContent-Disposition: form-data; name="label"\r\n\r\n{label}\r\n'
+    body = (file.encode() + image + b"\r\n" + text.encode()) * count + f"--{mark}--\r\n".encode()
+    return body, {"Content-Type": f"multipart/form-data; boundary={mark}"}
