@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.box_quality import BoxSigns
+from models.box_quality import SWAP_RATE, BoxSigns
 from models.box_view import GAMMA
 from models.boxes import Floats, Indices
 from models.calibration import log_softmax
@@ -55,7 +55,7 @@ class Judgement:
 
     Attributes:
         causes: (M, 4) in [0, 1], columns as CAUSES. From a calibrator: probabilities, rows sum to 1. Else: quality,
-            then the plain scores.
+            then plain scores, of use to rank boxes by one cause.
         quality: (M,) in [0, 1], 0 = surely wrong: column 0.
         is_issue: (M,) bool.
         cause: (M,) int64, index into CAUSES: the likeliest cause of an issue, NONE where there is no issue.
@@ -79,10 +79,14 @@ def judge_boxes(signs: BoxSigns, calibrator: BoxCalibrator | None) -> Judgement:
     Raises:
         BundleError: the calibrator weighs a feature, or names a cause, that is not known.
     """
-    causes = _plain_causes(signs) if calibrator is None else apply_calibrator(calibrator, signs)
-    quality = causes[:, NONE]
-    is_issue = quality < (UNFITTED_THRESHOLD if calibrator is None else 0.5)
-    return Judgement(causes, quality, is_issue, np.where(is_issue, 1 + causes[:, 1:].argmax(axis=1), NONE))
+    if calibrator is None:
+        causes, threshold = _plain_causes(signs), UNFITTED_THRESHOLD
+        weighed = _evenly_weighed(signs)
+    else:
+        causes, threshold = apply_calibrator(calibrator, signs), 0.5
+        weighed = causes[:, 1:]
+    is_issue = causes[:, NONE] < threshold
+    return Judgement(causes, causes[:, NONE], is_issue, np.where(is_issue, 1 + weighed.argmax(axis=1), NONE))
 
 
 def box_features(signs: BoxSigns) -> Floats:
@@ -143,9 +147,20 @@ def fit_calibrator(features: Floats, causes: Indices, strength: float = 1.0) -> 
 
 
 def _plain_causes(signs: BoxSigns) -> Floats:
+    quality = _equivalent_probability(signs.focal)
+    return np.stack([quality, signs.located, signs.doubted * signs.on, _spurious(signs)], axis=1)
+
+
+def _evenly_weighed(signs: BoxSigns) -> Floats:
+    """(M, 3) the plain scores of the causes made fit to be compared with each other; each keeps its order."""
+    # Swaps are held to be rare, and a detector trained with focal loss is rarely sure of what it sees.
+    doubted = signs.doubted / (signs.doubted + (1.0 - signs.doubted) * SWAP_RATE / (1.0 - SWAP_RATE))
+    return np.stack([signs.located, doubted * signs.on, _spurious(signs) ** 2], axis=1)
+
+
+def _spurious(signs: BoxSigns) -> Floats:
     # A badly drawn box has no prediction at IoU .5 and would pass for spurious: here .25 is near enough.
-    spurious = np.minimum(signs.spurious, 1.0 - signs.near)
-    return np.stack([_equivalent_probability(signs.focal), signs.located, signs.doubted * signs.on, spurious], axis=1)
+    return np.minimum(signs.spurious, 1.0 - signs.near)
 
 
 def _equivalent_probability(focal: Floats) -> Floats:

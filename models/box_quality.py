@@ -114,7 +114,7 @@ def _signs(view: View, owned: Owned, boxes: Floats, labels: Indices, focal: Floa
     return BoxSigns(
         located=near * pull,
         swapped=(1.0 - pooled[rows, labels] + largest_other(pooled, labels)) / 2.0,
-        doubted=1.0 - posterior[rows, labels],
+        doubted=np.maximum(1.0 - posterior[rows, labels], 0.0),
         spurious=1.0 - np.maximum(own, on),
         focal=focal,
         own=own,

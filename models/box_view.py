@@ -82,10 +82,9 @@ def view_image(cls_logits: NDArray[np.floating], box_deltas: NDArray[np.floating
     Raises:
         InvalidInput: shapes that do not fit, or a number that is not finite.
     """
-    if cls_logits.ndim != 2 or not cls_logits.shape[1] or box_deltas.shape != anchors.shape:
-        raise InvalidInput(f"cls_logits {cls_logits.shape} and box_deltas {box_deltas.shape} are not (A, K) and (A, 4)")
-    if len(cls_logits) != len(anchors):
-        raise InvalidInput(f"cls_logits has {len(cls_logits)} rows; the model has {len(anchors)} anchors")
+    if cls_logits.ndim != 2 or len(cls_logits) != len(anchors) or box_deltas.shape != anchors.shape:
+        shapes = f"cls_logits {cls_logits.shape} and box_deltas {box_deltas.shape}"
+        raise InvalidInput(f"{shapes} are not (A, K) and (A, 4) with the model's {len(anchors)} anchors")
     if not (np.isfinite(cls_logits).all() and np.isfinite(box_deltas).all()):
         raise InvalidInput("cls_logits and box_deltas must be finite")
     logits = np.asarray(cls_logits, np.float64)

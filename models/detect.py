@@ -138,6 +138,10 @@ class Detection:
             InvalidInput: arrays that do not fit the model, a parameter out of its range, or a box outside the picture.
         """
         spec = detector_of(card)
+        if cls_logits.shape[-1] != len(card.labels):
+            raise InvalidInput(
+                f"cls_logits has {cls_logits.shape[-1]} columns; the model has {len(card.labels)} labels"
+            )
         refuse_outside(labels, geometry.width, geometry.height)
         boxes = to_input(labels.xyxy, geometry.scale, geometry.offset)
         view = view_image(cls_logits, box_deltas, make_anchors(spec, card.input.height, card.input.width))

@@ -47,7 +47,7 @@ def make_scene(seed: int, classes: int = 5, most: int = 8) -> Scene:
     """One to `most` boxes of 20 to 56 pixels that hardly overlap; the same for the same seed."""
     rng = np.random.default_rng([7, seed])
     xyxy = np.zeros((0, 4))
-    for _ in range(rng.integers(1, most + 1)):
+    for _ in range(4 * rng.integers(1, most + 1)):
         sides = rng.uniform(20, 56) * np.exp(rng.uniform(-0.3, 0.3) * np.array([1, -1]))
         corner = rng.uniform(0, 1, 2) * (SIDE - sides)
         box = np.concatenate([corner, corner + sides])[None]
@@ -60,7 +60,7 @@ def make_scene(seed: int, classes: int = 5, most: int = 8) -> Scene:
 def look(truth: BoxLabels, classes: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and deltas of a detector that sees most objects, doubts some classes, and draws boxes roughly."""
     logits = rng.normal(-4.6, 0.5, (len(ANCHORS), classes))
-    deltas = rng.normal(0.0, 0.15, (len(ANCHORS), 4))
+    deltas = rng.normal(0.0, 0.08, (len(ANCHORS), 4))
     if len(truth):
         overlap = box_iou(ANCHORS, truth.xyxy)
         nearest, iou = overlap.argmax(axis=1), overlap.max(axis=1)
@@ -70,7 +70,7 @@ def look(truth: BoxLabels, classes: int, rng: np.random.Generator) -> tuple[NDAr
         seen = np.clip((iou - 0.25) / 0.3, 0.0, 1.0)
         logits += seen[:, None] * np.maximum(strength[nearest, None] + looks[nearest], 0.0)
         true = encode_boxes(truth.xyxy[nearest], ANCHORS)
-        deltas += np.where(iou > 0.15, 1.0, 0.0)[:, None] * true * rng.uniform(0.75, 1.05, (len(ANCHORS), 1))
+        deltas += np.where(iou > 0.2, 1.0, 0.0)[:, None] * true * rng.uniform(0.8, 1.05, (len(ANCHORS), 1))
     return logits.astype(np.float32), deltas.astype(np.float32)
 
 
@@ -111,5 +111,3 @@ def detector_card(labels: list[str], spec: DetectorSpec = SPEC, **changes: Any) 
         },
     }
     return ModelCard.model_validate(fields | changes)
-
-
