@@ -8,12 +8,12 @@ says of the label. Where its predictions end up is another matter: the own ancho
 object it was meant for.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
-from models.box_view import SEEN, Owned, View, box_focal, largest_other, means, parts_of
-from models.boxes import TIE, Floats, Indices, box_iou
+from models.box_view import SEEN, Owned, View, box_focal, largest, largest_other, means
+from models.boxes import TIE, Floats, Indices, Pairs, overlapping_pairs, paired_iou
 from models.card import DetectorSpec
 
 SWAP_RATE = 0.1
@@ -78,12 +78,37 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
         labels: (M,) given classes.
         spec: with its `confusion` the posterior knows which classes are taken for each other.
     """
-    focal, swaps = box_focal(view, owned, labels), swap_matrix(spec, view.p.shape[1])
-    parts = [
-        _signs(view, owned.part(first, last), boxes[first:last], labels[first:last], focal[first:last], swaps)
-        for first, last in parts_of(len(boxes), len(view.anchors))
-    ]
-    return BoxSigns(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(BoxSigns)))
+    rows, pooled = np.arange(len(labels)), _pool(view, owned)
+    posterior = pooled * swap_matrix(spec, view.p.shape[1])[:, labels].T
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    sure, given = view.sure[owned.anchor], labels[owned.box]
+    own, away = largest(sure, owned.box, len(labels)), 1.0 - paired_iou(boxes[owned.box], view.boxes[owned.anchor])
+    pull = means(sure * away, owned) / np.maximum(means(sure, owned), _TINY)
+    pairs = overlapping_pairs(boxes, view.boxes)
+    near, on = (_surest(view, pairs, least, len(labels)) for least in (_NEAR, _ON))
+    on_given, on_other = _on_the_box(view, pairs, labels)
+    fit, best = _best_prediction(view, pairs, len(labels))
+    seen = view.sure[pairs.second]
+    return BoxSigns(
+        located=near * pull,
+        swapped=(1.0 - pooled[rows, labels] + largest_other(pooled, labels)) / 2.0,
+        doubted=np.maximum(1.0 - posterior[rows, labels], 0.0),
+        spurious=1.0 - np.maximum(own, on),
+        focal=box_focal(view, owned, labels),
+        own=own,
+        near=near,
+        on=on,
+        given=means(view.p[owned.anchor, given], owned),
+        other=means(_other(view, owned.anchor, given), owned),
+        on_given=on_given,
+        on_other=on_other,
+        pull=pull,
+        fit=fit,
+        reach=largest(pairs.iou * seen, pairs.first, len(labels)),
+        best_iou=largest(np.where(seen > SEEN, pairs.iou, 0.0), pairs.first, len(labels)),
+        suggested_label=pooled.argmax(axis=1),
+        suggested_box=np.where(best[:, None] >= 0, view.boxes[best], np.nan),
+    )
 
 
 def swap_matrix(spec: DetectorSpec, classes: int) -> Floats:
@@ -98,56 +123,45 @@ def swap_matrix(spec: DetectorSpec, classes: int) -> Floats:
     return np.asarray((1.0 - SWAP_RATE) * ~apart + SWAP_RATE * (evenly + errs) / 2.0)
 
 
-def _signs(view: View, owned: Owned, boxes: Floats, labels: Indices, focal: Floats, swaps: Floats) -> BoxSigns:
-    rows, iou = np.arange(len(labels)), box_iou(boxes, view.boxes)  # (M, A)
-    near, on = (np.where(iou >= least - TIE, view.sure, 0.0).max(axis=1) for least in (_NEAR, _ON))
-    p, sure = view.p[owned.anchor], view.sure[owned.anchor]
-    own, given_class = _per_box(np.maximum, sure, owned), labels[owned.box]
-    away = sure * (1.0 - iou[owned.box, owned.anchor])
-    pull = means(away, owned) / np.maximum(means(sure, owned), _TINY)
-    pooled = _per_box(np.add, p, owned) + _POOL_FLOOR
-    pooled /= pooled.sum(axis=1, keepdims=True)
-    posterior = pooled * swaps[:, labels].T
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    on_given, on_other = _on_the_box(view, iou, labels)
-    best = _best_prediction(view, iou)
-    return BoxSigns(
-        located=near * pull,
-        swapped=(1.0 - pooled[rows, labels] + largest_other(pooled, labels)) / 2.0,
-        doubted=np.maximum(1.0 - posterior[rows, labels], 0.0),
-        spurious=1.0 - np.maximum(own, on),
-        focal=focal,
-        own=own,
-        near=near,
-        on=on,
-        given=means(p[np.arange(len(p)), given_class], owned),
-        other=means(largest_other(p, given_class), owned),
-        on_given=on_given,
-        on_other=on_other,
-        pull=pull,
-        fit=np.where(best >= 0, iou[rows, best], 0.0),
-        reach=(iou * view.sure).max(axis=1),
-        best_iou=np.where(view.sure > SEEN, iou, 0.0).max(axis=1),
-        suggested_label=pooled.argmax(axis=1),
-        suggested_box=np.where(best[:, None] >= 0, view.boxes[best], np.nan),
-    )
+def _pool(view: View, owned: Owned) -> Floats:
+    """The class distribution (M, K) summed over each box's own anchors, rows sum to 1."""
+    sums = np.zeros((len(owned), view.p.shape[1]))
+    # Box by box: the pairs of all of them times the classes would be a large array.
+    for k, anchors in enumerate(np.split(owned.anchor, owned.starts[1:-1]) if len(owned) else ()):
+        sums[k] = view.p[anchors].sum(axis=0)
+    sums += _POOL_FLOOR
+    return np.asarray(sums / sums.sum(axis=1, keepdims=True))
 
 
-def _per_box(join: np.ufunc, values: Floats, owned: Owned) -> Floats:
-    """Values (P, ...) of the pairs joined box by box, (M, ...)."""
-    return np.asarray(join.reduceat(values, owned.starts[:-1], axis=0)) if len(owned) else values[:0]
+def _other(view: View, anchors: Indices, given: Indices) -> Floats:
+    """The largest probability (P,) of a class but the given ones (P,) at anchors (P,)."""
+    return np.where(view.top[anchors] == given, view.second[anchors], view.sure[anchors])
 
 
-def _on_the_box(view: View, iou: Floats, labels: Indices) -> tuple[Floats, Floats]:
+def _surest(view: View, pairs: Pairs, least: float, count: int) -> Floats:
+    """The largest `sure` (M,) of the predictions of at least this IoU."""
+    hit = pairs.iou >= least - TIE
+    return largest(view.sure[pairs.second[hit]], pairs.first[hit], count)
+
+
+def _on_the_box(view: View, pairs: Pairs, labels: Indices) -> tuple[Floats, Floats]:
     """The largest probability (M,) of the given class, and of another one, among predictions of IoU >= .5."""
-    hit = iou >= _ON - TIE
-    other = np.where(view.top == labels[:, None], view.second, view.sure)
-    given = view.p[:, labels].T
-    return np.where(hit, given, 0.0).max(axis=1), np.where(hit, other, 0.0).max(axis=1)
+    hit = pairs.iou >= _ON - TIE
+    box, anchor = pairs.first[hit], pairs.second[hit]
+    given, count = labels[box], len(labels)
+    return largest(view.p[anchor, given], box, count), largest(_other(view, anchor, given), box, count)
 
 
-def _best_prediction(view: View, iou: Floats) -> Indices:
-    """The prediction (M,) of IoU >= .2 with the largest any * sqrt(IoU), the first among equals; -1 where none."""
-    merit = np.where(iou >= _SUGGESTED - TIE, view.any * np.sqrt(iou), -1.0)
-    top = merit.max(axis=1)
-    return np.where(top >= 0.0, (merit >= top[:, None] - TIE).argmax(axis=1), -1)
+def _best_prediction(view: View, pairs: Pairs, count: int) -> tuple[Floats, Indices]:
+    """The prediction of IoU >= .2 with the largest any * sqrt(IoU), the first among equals: IoU and index (M,).
+
+    Where there is none: 0 and -1.
+    """
+    hit = np.flatnonzero(pairs.iou >= _SUGGESTED - TIE)
+    box, merit = pairs.first[hit], view.any[pairs.second[hit]] * np.sqrt(pairs.iou[hit])
+    equal = np.flatnonzero(merit >= largest(merit, box, count)[box] - TIE)
+    boxes, firsts = np.unique(box[equal], return_index=True)
+    chosen = hit[equal[firsts]]
+    iou, best = np.zeros(count), np.full(count, -1)
+    iou[boxes], best[boxes] = pairs.iou[chosen], pairs.second[chosen]
+    return iou, best

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from models.boxes import TIE, Floats, Indices, box_iou, decode_boxes
+from models.boxes import TIE, Floats, Indices, decode_boxes, overlapping_pairs
 from models.calibration import log_sigmoid
 from models.card import Alpha, DetectorSpec
 from models.errors import InvalidInput
@@ -65,11 +65,6 @@ class Owned:
         """M, the number of boxes."""
         return len(self.starts) - 1
 
-    def part(self, first: int, last: int) -> "Owned":
-        """The pairs of boxes first to last - 1, which become 0 and up."""
-        begin, end = self.starts[first], self.starts[last]
-        return Owned(self.box[begin:end] - first, self.anchor[begin:end], self.starts[first : last + 1] - begin)
-
 
 def view_image(cls_logits: NDArray[np.floating], box_deltas: NDArray[np.floating], anchors: Floats) -> View:
     """What a detector says of one image.
@@ -107,15 +102,11 @@ def own_anchors(view: View, boxes: Floats, spec: DetectorSpec) -> tuple[Owned, I
     Returns:
         The pairs, and which of the boxes they are of: ascending indices into boxes, one per box of the pairs.
     """
-    boxes_of, anchors_of = list[Indices](), list[Indices]()
-    for first, last in parts_of(len(boxes), len(view.anchors)):
-        overlap = box_iou(boxes[first:last], view.anchors)
-        least = np.minimum(overlap.max(axis=1, initial=0.0), spec.positive_iou) - TIE
-        box, anchor = np.nonzero((overlap >= least[:, None]) & (overlap > 0.0))
-        boxes_of.append(box + first)
-        anchors_of.append(anchor)
-    known, box, counts = np.unique(np.concatenate(boxes_of), return_inverse=True, return_counts=True)
-    return Owned(box, np.concatenate(anchors_of), np.concatenate([[0], np.cumsum(counts)])), known
+    pairs = overlapping_pairs(boxes, view.anchors)
+    least = np.minimum(largest(pairs.iou, pairs.first, len(boxes)), spec.positive_iou) - TIE
+    own = pairs.iou >= least[pairs.first]
+    known, box, counts = np.unique(pairs.first[own], return_inverse=True, return_counts=True)
+    return Owned(box, pairs.second[own], np.concatenate([[0], np.cumsum(counts)])), known
 
 
 def box_focal(
@@ -147,14 +138,21 @@ def box_focal(
 
 
 def parts_of(count: int, width: int) -> list[tuple[int, int]]:
-    """First and last + 1 of the rows to work on at once, so that (rows, width) stays small; one part at least."""
+    """First and last + 1 of the rows to work on at once, so that (rows, width) stays small."""
     step = max(1, _CELLS_AT_ONCE // max(1, width))
-    return list(pairwise([*range(0, count, step), count])) or [(0, 0)]
+    return list(pairwise([*range(0, count, step), count]))
 
 
 def means(values: Floats, owned: Owned) -> Floats:
     """The mean of each box's pairs, (M,), from values (P,) of the pairs."""
     return np.asarray(np.bincount(owned.box, values, len(owned)) / np.diff(owned.starts))
+
+
+def largest(values: Floats, box: Indices, count: int) -> Floats:
+    """The largest of each box's values, (count,), from values (P,) >= 0 of the boxes box (P,); 0 where it has none."""
+    out = np.zeros(count)
+    np.maximum.at(out, box, values)
+    return out
 
 
 def largest_other(p: Floats, classes: Indices) -> Floats:

@@ -23,6 +23,7 @@ TIE = 1e-5
 MOST_GROWTH = math.log(1000.0 / 16.0)
 """Largest log-ratio of a box's side to its anchor's that is decoded (torchvision)."""
 _ROWS_AT_ONCE = 8192
+_CELLS_AT_ONCE = 400_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,42 @@ def box_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats
     """Intersection over union (N, M), in [0, 1], of boxes (N, 4) and (M, 4); 0 where both are empty."""
     common = intersections(first, second)
     union = box_areas(first)[:, None] + box_areas(second)[None, :] - common
+    return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of boxes of two sets that overlap; all others have an IoU of 0.
+
+    Attributes:
+        first: (P,) int64 index into the first set, ascending.
+        second: (P,) int64 index into the second set, ascending for each of the first.
+        iou: (P,) float64, above 0 but for what underflows.
+    """
+
+    first: Indices
+    second: Indices
+    iou: Floats
+
+
+def overlapping_pairs(first: NDArray[np.floating], second: NDArray[np.floating]) -> Pairs:
+    """The pairs of boxes (N, 4) and (M, 4) that overlap: what `box_iou` says, where most of it would be 0."""
+    a, b = np.asarray(first, np.float64), np.ascontiguousarray(np.asarray(second, np.float64).T)
+    found, step = list[tuple[Indices, Indices]](), max(1, _CELLS_AT_ONCE // max(1, b.shape[1]))
+    for at in range(0, len(a), step):
+        x1, y1, x2, y2 = a[at : at + step].T[:, :, None]
+        rows, columns = np.nonzero((b[0] < x2) & (b[2] > x1) & (b[1] < y2) & (b[3] > y1))
+        found.append((rows + at, columns))
+    rows, columns = (np.concatenate([part[k] for part in found] or [np.zeros(0, np.int64)]) for k in (0, 1))
+    return Pairs(rows, columns, paired_iou(a[rows], b.T[columns]))
+
+
+def paired_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats:
+    """Intersection over union (N,), in [0, 1], of boxes (N, 4) and (N, 4), row by row; 0 where both are empty."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    sides = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0.0, None)
+    common = sides[:, 0] * sides[:, 1]
+    union = box_areas(a) + box_areas(b) - common
     return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
 
 
@@ -169,13 +206,16 @@ def suppress(boxes: NDArray[np.floating], scores: NDArray[np.floating], iou: flo
         iou: a box that overlaps a better one by more than this is dropped.
     """
     order = np.argsort(-np.asarray(scores), kind="stable")
-    given, kept = np.asarray(boxes, np.float64), list[int]()
-    while len(order):
-        first = order[0]
-        kept.append(int(first))
-        rest = order[1:]
-        order = rest[box_iou(given[first : first + 1], given[rest])[0] <= iou]
-    return np.asarray(kept, np.int64)
+    given = np.asarray(boxes, np.float64)[order]
+    pairs = overlapping_pairs(given, given)
+    rival = (pairs.iou > iou) & (pairs.second > pairs.first)
+    first, second = pairs.first[rival], pairs.second[rival]
+    starts = np.searchsorted(first, np.arange(len(order) + 1))
+    stays = np.ones(len(order), bool)
+    for k in np.flatnonzero(np.diff(starts)):
+        if stays[k]:
+            stays[second[starts[k] : starts[k + 1]]] = False
+    return np.asarray(order[stays], np.int64)
 
 
 def to_input(boxes: NDArray[np.floating], scale: tuple[float, float], offset: tuple[float, float]) -> Floats:

@@ -12,6 +12,7 @@ from models.boxes import (
     encode_boxes,
     make_anchors,
     match_anchors,
+    overlapping_pairs,
     suppress,
     to_input,
     to_original,
@@ -34,6 +35,28 @@ def test_iou_of_known_boxes() -> None:
     first = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 4, 4], [5, 5, 5, 5]], float)
     second = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]], float)
     assert np.allclose(np.diag(box_iou(first, second)), [1.0, 1 / 3, 0.0, 0.0], atol=1e-15)
+
+
+@pytest.mark.parametrize("cells", [1, 100, 400_000])
+def test_overlapping_pairs_are_what_is_not_zero_in_the_matrix(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.boxes._CELLS_AT_ONCE", cells)
+    first, second = np.round(some_boxes(30)), np.round(some_boxes(40, seed=1))
+    matrix, found = box_iou(first, second), overlapping_pairs(first, second)
+    assert np.array_equal(np.stack(np.nonzero(matrix)), np.stack([found.first, found.second]))
+    assert np.array_equal(matrix[found.first, found.second], found.iou)
+    for none in (overlapping_pairs(first[:0], second), overlapping_pairs(first, second[:0])):
+        assert len(none.first) == len(none.second) == len(none.iou) == 0
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.3, 0.5, 1.0])
+def test_suppression_is_greedy(iou: float) -> None:
+    for seed in range(20):
+        boxes, scores = some_boxes(60, seed, side=64.0), np.random.default_rng(seed).integers(0, 20, 60) / 20
+        kept = list[int]()
+        for k in np.argsort(-scores, kind="stable").tolist():
+            if not kept or box_iou(boxes[k : k + 1], boxes[kept]).max() <= iou:
+                kept.append(k)
+        assert suppress(boxes, scores, iou).tolist() == kept
 
 
 def test_anchors_are_torchvisions() -> None:
