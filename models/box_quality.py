@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.box_view import SEEN, Owned, View, box_focal, largest, largest_other, means
-from models.boxes import TIE, Floats, Indices, Pairs, overlapping_pairs, paired_iou
+from models.boxes import TIE, Floats, Indices, Pairs, overlapping_pairs, paired_iou, parts_of
 from models.card import DetectorSpec
 
 SWAP_RATE = 0.1
@@ -84,11 +84,10 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
     sure, given = view.sure[owned.anchor], labels[owned.box]
     own, away = largest(sure, owned.box, len(labels)), 1.0 - paired_iou(boxes[owned.box], view.boxes[owned.anchor])
     pull = means(sure * away, owned) / np.maximum(means(sure, owned), _TINY)
-    pairs = overlapping_pairs(boxes, view.boxes)
-    near, on = (_surest(view, pairs, least, len(labels)) for least in (_NEAR, _ON))
-    on_given, on_other = _on_the_box(view, pairs, labels)
-    fit, best = _best_prediction(view, pairs, len(labels))
-    seen = view.sure[pairs.second]
+    around = [_around(view, boxes[a:b], labels[a:b]) for a, b in parts_of(len(boxes), len(view.boxes))]
+    columns = (np.concatenate(part) for part in zip(*around, strict=True))
+    near, on, on_given, on_other, reach, best_iou, fit, best = columns
+    suggested = best.astype(np.int64)
     return BoxSigns(
         located=near * pull,
         swapped=(1.0 - pooled[rows, labels] + largest_other(pooled, labels)) / 2.0,
@@ -104,10 +103,10 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
         on_other=on_other,
         pull=pull,
         fit=fit,
-        reach=largest(pairs.iou * seen, pairs.first, len(labels)),
-        best_iou=largest(np.where(seen > SEEN, pairs.iou, 0.0), pairs.first, len(labels)),
+        reach=reach,
+        best_iou=best_iou,
         suggested_label=pooled.argmax(axis=1),
-        suggested_box=np.where(best[:, None] >= 0, view.boxes[best], np.nan),
+        suggested_box=np.where(suggested[:, None] >= 0, view.boxes[suggested], np.nan),
     )
 
 
@@ -133,26 +132,29 @@ def _pool(view: View, owned: Owned) -> Floats:
     return np.asarray(sums / sums.sum(axis=1, keepdims=True))
 
 
+def _around(view: View, boxes: Floats, labels: Indices) -> tuple[Floats, ...]:
+    """What the predictions around some boxes say, (M,) each, in the order of `box_signs`."""
+    pairs, count = overlapping_pairs(boxes, view.boxes), len(labels)
+    seen = view.sure[pairs.second]
+    hit = pairs.iou >= _ON - TIE
+    box, anchor = pairs.first[hit], pairs.second[hit]
+    return (
+        largest(np.where(pairs.iou >= _NEAR - TIE, seen, 0.0), pairs.first, count),
+        largest(view.sure[anchor], box, count),
+        largest(view.p[anchor, labels[box]], box, count),
+        largest(_other(view, anchor, labels[box]), box, count),
+        largest(pairs.iou * seen, pairs.first, count),
+        largest(np.where(seen > SEEN, pairs.iou, 0.0), pairs.first, count),
+        *_best_prediction(view, pairs, count),
+    )
+
+
 def _other(view: View, anchors: Indices, given: Indices) -> Floats:
     """The largest probability (P,) of a class but the given ones (P,) at anchors (P,)."""
     return np.where(view.top[anchors] == given, view.second[anchors], view.sure[anchors])
 
 
-def _surest(view: View, pairs: Pairs, least: float, count: int) -> Floats:
-    """The largest `sure` (M,) of the predictions of at least this IoU."""
-    hit = pairs.iou >= least - TIE
-    return largest(view.sure[pairs.second[hit]], pairs.first[hit], count)
-
-
-def _on_the_box(view: View, pairs: Pairs, labels: Indices) -> tuple[Floats, Floats]:
-    """The largest probability (M,) of the given class, and of another one, among predictions of IoU >= .5."""
-    hit = pairs.iou >= _ON - TIE
-    box, anchor = pairs.first[hit], pairs.second[hit]
-    given, count = labels[box], len(labels)
-    return largest(view.p[anchor, given], box, count), largest(_other(view, anchor, given), box, count)
-
-
-def _best_prediction(view: View, pairs: Pairs, count: int) -> tuple[Floats, Indices]:
+def _best_prediction(view: View, pairs: Pairs, count: int) -> tuple[Floats, Floats]:
     """The prediction of IoU >= .2 with the largest any * sqrt(IoU), the first among equals: IoU and index (M,).
 
     Where there is none: 0 and -1.
@@ -162,6 +164,6 @@ def _best_prediction(view: View, pairs: Pairs, count: int) -> tuple[Floats, Indi
     equal = np.flatnonzero(merit >= largest(merit, box, count)[box] - TIE)
     boxes, firsts = np.unique(box[equal], return_index=True)
     chosen = hit[equal[firsts]]
-    iou, best = np.zeros(count), np.full(count, -1)
+    iou, best = np.zeros(count), np.full(count, -1.0)
     iou[boxes], best[boxes] = pairs.iou[chosen], pairs.second[chosen]
     return iou, best

@@ -1,12 +1,11 @@
 """What a detector says of one image at each of its anchors, and which anchors are a given box's own. Numpy only."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.boxes import TIE, Floats, Indices, decode_boxes, overlapping_pairs
+from models.boxes import TIE, Floats, Indices, decode_boxes, overlapping_pairs, parts_of
 from models.calibration import log_sigmoid
 from models.card import Alpha, DetectorSpec
 from models.errors import InvalidInput
@@ -17,7 +16,6 @@ GAMMA = 2.0
 SEEN = 0.05
 """A prediction below this counts as none."""
 _FURTHEST = 1e6
-_CELLS_AT_ONCE = 400_000
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,15 @@ def own_anchors(view: View, boxes: Floats, spec: DetectorSpec) -> tuple[Owned, I
     Returns:
         The pairs, and which of the boxes they are of: ascending indices into boxes, one per box of the pairs.
     """
-    pairs = overlapping_pairs(boxes, view.anchors)
-    least = np.minimum(largest(pairs.iou, pairs.first, len(boxes)), spec.positive_iou) - TIE
-    own = pairs.iou >= least[pairs.first]
-    known, box, counts = np.unique(pairs.first[own], return_inverse=True, return_counts=True)
-    return Owned(box, pairs.second[own], np.concatenate([[0], np.cumsum(counts)])), known
+    found = list[tuple[Indices, Indices]]()
+    for first, last in parts_of(len(boxes), len(view.anchors)):
+        pairs = overlapping_pairs(boxes[first:last], view.anchors)
+        least = np.minimum(largest(pairs.iou, pairs.first, last - first), spec.positive_iou) - TIE
+        own = pairs.iou >= least[pairs.first]
+        found.append((pairs.first[own] + first, pairs.second[own]))
+    boxes_of, anchors = (np.concatenate([part[k] for part in found]) for k in (0, 1))
+    known, box, counts = np.unique(boxes_of, return_inverse=True, return_counts=True)
+    return Owned(box, anchors, np.concatenate([[0], np.cumsum(counts)])), known
 
 
 def box_focal(
@@ -135,12 +137,6 @@ def box_focal(
         terms = sigmoid_focal(rows, given.astype(np.float64), gamma=gamma, alpha=alpha, label_smoothing=smoothing)
         per_pair[first:last] = terms.values.sum(axis=1)
     return means(per_pair, owned)
-
-
-def parts_of(count: int, width: int) -> list[tuple[int, int]]:
-    """First and last + 1 of the rows to work on at once, so that (rows, width) stays small."""
-    step = max(1, _CELLS_AT_ONCE // max(1, width))
-    return list(pairwise([*range(0, count, step), count]))
 
 
 def means(values: Floats, owned: Owned) -> Floats:
