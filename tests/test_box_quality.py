@@ -99,7 +99,7 @@ def test_the_order_of_anchors_has_no_part(seed: int) -> None:
 @given(seeds, st.sampled_from([0.01, 0.37, 7.3, 1000.0]))
 def test_signs_do_not_depend_on_the_scale_of_pixels(seed: int, factor: float) -> None:
     scene = make_scene(seed)
-    labels = dataclasses.replace(spoil(scene, seed).labels)
+    labels = spoil(scene, seed).labels
     # float32 on the way, as pixels come: IoUs of exactly .5 must not fall on either side
     boxes = np.asarray(labels.xyxy, np.float32)
     scaled, anchors = np.asarray(boxes * np.float32(factor), np.float64), np.asarray(ANCHORS * factor, np.float32)
@@ -107,6 +107,19 @@ def test_signs_do_not_depend_on_the_scale_of_pixels(seed: int, factor: float) ->
     owned, _ = own_anchors(view, scaled, SPEC)
     want = signs_of(scene, dataclasses.replace(labels, xyxy=boxes.astype(np.float64)))
     assert_same(box_signs(view, owned, scaled, labels.labels, SPEC), want, 2e-6, factor)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.37, 7.3, 1000.0])
+def test_rounding_decides_nothing_where_ious_are_exactly_a_half(factor: float) -> None:
+    """Predictions are the anchors, and boxes are halves of some: own anchors and .5 are ties all over."""
+    scene = dataclasses.replace(make_scene(5), box_deltas=np.zeros((len(ANCHORS), 4), np.float32))
+    boxes = ANCHORS[300:900:7].copy()
+    boxes[:, 3] = (boxes[:, 1] + boxes[:, 3]) / 2.0
+    labels = boxes_of(boxes, np.arange(len(boxes)) % 5)
+    small = [np.asarray(np.asarray(part * factor, np.float32), np.float64) for part in (ANCHORS, boxes)]
+    view = view_image(scene.cls_logits, scene.box_deltas, small[0])
+    owned, _ = own_anchors(view, small[1], SPEC)
+    assert_same(box_signs(view, owned, small[1], labels.labels, SPEC), signs_of(scene, labels), 2e-6, factor)
 
 
 def test_large_inputs_are_worked_on_in_parts_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
