@@ -62,14 +62,6 @@ def _never() -> bool:
     return False
 
 
-def _one(item: Any) -> int:
-    return 1
-
-
-def _same(item: Any) -> Hashable:
-    return None
-
-
 class Batcher:
     """Runs items of many callers in batches.
 
@@ -93,8 +85,8 @@ class Batcher:
         max_wait: float,
         capacity: int,
         observer: BatchObserver,
-        weigh: Callable[[Any], int] = _one,
-        kind: Callable[[Any], Hashable] = _same,
+        weigh: Callable[[Any], int] = lambda _: 1,
+        kind: Callable[[Any], Hashable] = lambda _: None,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -102,6 +94,7 @@ class Batcher:
         self._max_wait = max_wait
         self._capacity = capacity
         self._share = max(1, capacity // 2)
+        self._little = max(1, min(max_batch, capacity) // 4)
         self._observer = observer
         self._weigh = weigh
         self._kind = kind
@@ -179,10 +172,23 @@ class Batcher:
             Overloaded: the queue is full.
             NotReady: the batcher has stopped.
         """
+        return await self._submit_each(items, gone, lambda sent: sent == 0 or self._depth < self._share)
+
+    async def submit_later(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
+        """As `submit_all` for work without hurry: never more than a quarter of a batch of it waits, none is refused.
+
+        Raises:
+            NotReady: the batcher has stopped.
+        """
+        return await self._submit_each(items, gone, lambda _: self._depth < self._little)
+
+    async def _submit_each(
+        self, items: Sequence[Any], gone: Callable[[], bool], may_enter: Callable[[int], bool]
+    ) -> list[Timed | Exception]:
         answers: list[asyncio.Future[Timed]] = []
         try:
             for item in items:
-                while answers and self._depth >= self._share and not self._closed:
+                while not may_enter(len(answers)) and not self._closed:
                     self._room.clear()
                     await self._room.wait()
                 answers.append(self.submit(item, gone))

@@ -117,7 +117,7 @@ async def _answer_loss(
         for item in items
     ]
     _raise_alone([one.row for one in given])
-    answer = await asyncio.to_thread(score_labels, card, given, asked)
+    answer = await asyncio.to_thread(score_labels, card, given, asked, served.observer.labelled)
     return _json({"model": {"name": card.name, "version": card.version}, **answer}, _timing(start, results))
 
 

@@ -3,13 +3,15 @@
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
 from models.image import Pixels, load_input
+from service.audit_store import AuditStore
+from service.audits import Audits
 from service.batcher import Timed
 from service.catalog import Catalog
 from service.errors import InvalidRequest, NotReady
@@ -22,6 +24,7 @@ from service.settings import Settings, usable_cores
 log = logging.getLogger("focalserve")
 Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
+Submit = Callable[[Sequence[bytes | Pixels]], Awaitable[list[Timed | Exception]]]
 
 
 class ServiceState:
@@ -36,6 +39,10 @@ class ServiceState:
         self.settings = settings
         self.metrics = Metrics()
         self.catalog = Catalog(settings, self.metrics)
+        store = AuditStore(
+            settings.audit_dir, settings.max_audits, settings.audit_max_total_bytes, settings.audit_ttl
+        )  # fmt: skip
+        self.audits = Audits(store, self)
         self.draining = False
         self._on_refused = on_refused
         self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
@@ -45,12 +52,14 @@ class ServiceState:
     def start(self, on_ready: Callable[[], None]) -> None:
         """Begins to load the models; the app answers probes meanwhile."""
         self._loading = asyncio.create_task(self._load(on_ready), name="load")
+        self.audits.start()
 
     async def stop(self) -> None:
         """Ends loading, batchers and threads."""
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
+        await self.audits.stop()
         await self.catalog.close()
         self._decoders.shutdown(wait=True)
 
@@ -86,13 +95,13 @@ class ServiceState:
         await self.catalog.load(name)
         self._why_not = None
 
-    def classifier(self, name: str | None) -> tuple[Served, ModelCard]:
-        """The model of that name, which has a card.
+    def classifier(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
+        """The model of that name and version, which has a card.
 
         Raises:
             InvalidRequest: it is a graph without a card; only /v2 serves it.
         """
-        served = self.served(name)
+        served = self.served(name, version)
         if served.card is None:
             raise InvalidRequest(f"model {served.name} has no card; ask it through /v2/models/{served.name}/infer")
         return served, served.card
@@ -113,12 +122,29 @@ class ServiceState:
                 return [
                     item if isinstance(item, Exception) else await _settled(batcher.submit(item, lambda: call.gone))
                 ]
-            items = await self._prepare_all(images, card)
-            good = [item for item in items if not isinstance(item, Exception)]
-            results = iter(await batcher.submit_all(good, lambda: call.gone))
-            return [item if isinstance(item, Exception) else next(results) for item in items]
+            return await self._run_all(images, card, lambda items: batcher.submit_all(items, lambda: call.gone))
         finally:
             batcher.holders -= 1
+
+    async def run_later(
+        self, served: Served, card: ModelCard, images: Sequence[Encoded], gone: Callable[[], bool]
+    ) -> list[Timed | Exception]:
+        """As `run`, for images without hurry: others go first, and a full queue is waited for.
+
+        Raises:
+            NotReady: the model has been exchanged or is stopping.
+        """
+        batcher = served.batcher
+        batcher.holders += 1
+        try:
+            return await self._run_all(images, card, lambda items: batcher.submit_later(items, gone))
+        finally:
+            batcher.holders -= 1
+
+    async def _run_all(self, images: Sequence[Encoded], card: ModelCard, submit: Submit) -> list[Timed | Exception]:
+        items = await self._prepare_all(images, card)
+        results = iter(await submit([item for item in items if not isinstance(item, Exception)]))
+        return [item if isinstance(item, Exception) else next(results) for item in items]
 
     async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Pixels | Exception:
         """What the batcher takes: a small picture as it is, a large one decoded in a thread."""
