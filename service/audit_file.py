@@ -122,11 +122,11 @@ class AuditFile:
         return np.asarray(lines, np.int64), np.frombuffer(bytes(given), np.int32).reshape(len(lines), width)
 
     def probabilities(self, count: int, outputs: int) -> NDArray[np.float32]:
-        """(count, outputs) float32, the rows that have a quality, by line: a memory map of a file made afresh."""
+        """(count, outputs) float32, the rows that have a quality, by line: a map of a new file, free to change."""
         with self._connected() as link, self.matrix.open("wb") as out:
             for (p,) in link.execute("SELECT p FROM rows WHERE quality IS NOT NULL ORDER BY line"):
                 out.write(p)
-        return np.memmap(self.matrix, np.float32, "r", shape=(count, outputs))
+        return np.memmap(self.matrix, np.float32, "r+", shape=(count, outputs))
 
     def scored(self) -> Iterator[list[tuple[NDArray[np.int32], bool, float | None, Any]]]:
         """Given classes, is_issue, loss and suggestion of the rows that have a quality, some at a time, by line."""

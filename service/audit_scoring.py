@@ -18,6 +18,8 @@ from service.scoring import Given, ObserveLosses, card_of_rows, score_labels
 
 Activation = Literal["softmax", "sigmoid"] | None
 _APART = {"index", "id", "rank", "quality", "suggested_label", "is_issue", "loss"}
+_FAR = 1e4
+"""Logits beyond change no float32 probability, but would overflow on their way to one."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,27 @@ def _score(
     if not items:
         return
     given = [item.given for item in items if isinstance(item.given, Given)]
-    try:
-        answer = score_labels(card, given, options, observe)
-    except (InvalidRequest, InvalidInput) as error:
+    answer = _answer(card, given, options, observe)
+    if isinstance(answer, Exception):
         if len(items) == 1:
-            rows.append(_error(items[0], error))
+            rows.append(_error(items[0], answer))
             return
         half = len(items) // 2
-        for part in (items[:half], items[half:]):
-            _score(card, part, options, observe, rows, methods)
+        _score(card, items[:half], options, observe, rows, methods)
+        _score(card, items[half:], options, observe, rows, methods)
         return
     methods.add(answer["parameters"]["quality_method"])
     for item, one, found in zip(items, given, answer["items"], strict=True):
         rows.append(_row(card, item.line, one, found, options.activation))
+
+
+def _answer(
+    card: ModelCard, given: Sequence[Given], options: LossOptions, observe: ObserveLosses
+) -> dict[str, Any] | Exception:
+    try:
+        return score_labels(card, given, options, observe)
+    except (InvalidRequest, InvalidInput) as error:
+        return error
 
 
 def _row(card: ModelCard, line: int, one: Given, found: dict[str, Any], activation: Activation) -> Row:
@@ -134,6 +144,7 @@ def _probabilities(card: ModelCard, one: Given, activation: Activation) -> NDArr
     row = np.asarray(one.row, np.float64)
     if one.kind == "logits":
         gamma, alpha = (card.loss.gamma, card.loss.alpha) if activation is None else (0.0, None)
+        row = np.clip(row - (row.max() if card.activation == "softmax" else 0.0), -_FAR, _FAR)
         row = unweighted_probabilities(row[None], card.activation, gamma, alpha)[0]
     return row.astype(np.float32)
 

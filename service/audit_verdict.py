@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.audit import Audit, Guard, audit_labels, audit_tags
+from models.audit import Guard, audit_labels, audit_tags, check_calibration
 from models.card import ModelCard
+from models.noise import evenly
+from models.scaling import fit_vector_scaling
 from service.audit_file import AuditFile
 from service.audit_records import AuditRecord, AuditSummary, ClassSummary, GuardInfo, Verdicts
 
 _LEAST_ROWS, _LEAST_PER_CLASS = 100, 10
 _MOST_CLASSES = 256
+_UNDER_CONFIDENT = -0.05
+_FIT_NUMBERS = 2_000_000
+_TOGETHER = "posterior of the given label under the noise of this audit's own labels"
+_FITTED = "the labels differ from the model more often than it expects: it is over-confident, or many labels are wrong"
 _MOST_TAG_NUMBERS = 10_000_000
 """Labels with several classes are audited in memory: so many numbers at most."""
 
@@ -46,13 +52,13 @@ def conclude(card: ModelCard, record: AuditRecord, file: AuditFile) -> tuple[Aud
     classes = _classes(card, file, judged.verdicts)
     summary = AuditSummary(
         scored=judged.labels // (len(card.labels) if card.task == "multilabel" else 1),
-        issues=sum(classes.issues),
+        issues=classes.rows,
         estimated_wrong_labels=judged.wrong,
         estimated_error_rate=None if judged.wrong is None else judged.wrong / judged.labels,
         quality_method=judged.method,
         guards=[GuardInfo(gap=one.gap, shift=one.shift, passed=one.passed) for one in judged.guards],
         note=judged.note,
-        classes=classes.summaries(card.labels),
+        classes=classes.summaries(),
     )
     return record.model_copy(update={"summary": summary}), judged.verdicts
 
@@ -83,24 +89,34 @@ def _judge(card: ModelCard, record: AuditRecord, file: AuditFile) -> _Judged:
 def _judge_classes(
     card: ModelCard, lines: NDArray[np.int64], p: NDArray[np.float32], given: NDArray[np.intp], alone: str
 ) -> _Judged:
-    found: Audit = audit_labels(p, given)
-    if not found.guard.passed:
-        return _dishonest(len(lines), alone, [found.guard])
+    guard = check_calibration(p, given)
+    if not _is_usable(guard):
+        return _unusable(len(lines), alone, [guard])
+    if not guard.passed:
+        _fit(p, given)
+    found = audit_labels(p, given)
     doubted = found.is_issue | (found.quality < 0.5)
     suggested: list[str | list[str] | None] = [
         card.labels[k] if doubt else None for k, doubt in zip(found.suggested.tolist(), doubted.tolist(), strict=True)
     ]
     verdicts = Verdicts(lines, found.quality, found.is_issue, suggested)
-    return _Judged(found.noise.wrong, len(lines), _together(found.method), [found.guard], None, verdicts)
+    note = None if guard.passed else _FITTED
+    return _Judged(found.noise.wrong, len(lines), _TOGETHER, [guard], note, verdicts)
 
 
 def _judge_tags(
     card: ModelCard, lines: NDArray[np.int64], p: NDArray[np.float32], given: NDArray[np.bool_], alone: str
 ) -> _Judged:
-    found = audit_tags(np.asarray(p, np.float64), given)
-    guards = [one.guard for one in found.classes]
-    if not all(guard.passed for guard in guards):
-        return _dishonest(given.size, alone, guards)
+    wide, guards = np.asarray(p, np.float64), []
+    for c in range(wide.shape[1]):
+        column, yes = np.stack([1.0 - wide[:, c], wide[:, c]], axis=1), given[:, c].astype(np.intp)
+        guards.append(check_calibration(column, yes))
+        if not guards[-1].passed:
+            _fit(column, yes)
+            wide[:, c] = column[:, 1]
+    if not all(map(_is_usable, guards)):
+        return _unusable(given.size, alone, guards)
+    found = audit_tags(wide, given)
     issue = np.asarray(found.is_issue.any(axis=1))
     better = given ^ found.is_issue
     suggested: list[str | list[str] | None] = [
@@ -108,37 +124,57 @@ def _judge_tags(
         for row, doubt in zip(better, issue.tolist(), strict=True)
     ]
     wrong = float(sum(one.noise.wrong for one in found.classes))
-    method = _together(found.classes[0].method)
-    return _Judged(wrong, given.size, method, guards, None, Verdicts(lines, found.quality, issue, suggested))
+    note = None if all(guard.passed for guard in guards) else _FITTED
+    return _Judged(wrong, given.size, _TOGETHER, guards, note, Verdicts(lines, found.quality, issue, suggested))
 
 
-def _dishonest(labels: int, alone: str, guards: Sequence[Guard]) -> _Judged:
-    note = "no estimate: the model's probabilities do not fit these labels well enough to be counted with"
+def _is_usable(guard: Guard) -> bool:
+    """Whether the guard passed, or failed as it does for an honest model and many wrong labels.
+
+    Such labels make the model look over-confident and move the shares of the classes; one temperature and one bias per
+    class undo both. A loss whose bias was not undone, or a moved prior, makes it look under-confident instead.
+    """
+    return guard.passed or guard.gap > _UNDER_CONFIDENT
+
+
+def _fit(p: NDArray[Any], given: NDArray[np.intp]) -> None:
+    """Fits probabilities (N, K) to the given labels, in place."""
+    count, classes = p.shape
+    rows = evenly(count, max(1, _FIT_NUMBERS // classes))
+    scaling = fit_vector_scaling(np.asarray(p[rows], np.float64), given[rows])
+    size = max(1, _FIT_NUMBERS // classes)
+    for start in range(0, count, size):
+        p[start : start + size] = scaling.apply(np.asarray(p[start : start + size], np.float64))
+
+
+def _unusable(labels: int, alone: str, guards: Sequence[Guard]) -> _Judged:
+    note = "no estimate: the model is less sure than it is right, so its probabilities cannot be counted with"
     return _Judged(None, labels, alone, list(guards), note, None)
 
 
-def _together(method: str) -> str:
-    return f"{method} under the noise of this audit's own labels"
-
-
 class _Tally:
-    """Counts per given label."""
+    """Counts per given label, and how many rows are issues."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
+        classes = len(labels)
+        self._labels = labels
+        self.rows = 0
         self.counts = [0] * classes
         self.issues = [0] * classes
         self.losses = [0.0] * classes
         self.taken_for: list[Counter[str]] = [Counter() for _ in range(classes)]
 
     def add(self, classes: Sequence[int], issue: bool, loss: float | None, suggested: Any) -> None:
+        self.rows += issue
+        kept = suggested if isinstance(suggested, list) else []
         for k in classes:
             self.counts[k] += 1
             self.losses[k] += loss or 0.0
-            self.issues[k] += issue
+            self.issues[k] += issue and self._labels[k] not in kept
             if issue and isinstance(suggested, str):
                 self.taken_for[k][suggested] += 1
 
-    def summaries(self, labels: Sequence[str]) -> list[ClassSummary]:
+    def summaries(self) -> list[ClassSummary]:
         return [
             ClassSummary(
                 label=label,
@@ -149,13 +185,13 @@ class _Tally:
                     self.taken_for[k], key=lambda name: (-self.taken_for[k][name], name), default=None
                 ),
             )
-            for k, (label, count) in enumerate(zip(labels, self.counts, strict=True))
+            for k, (label, count) in enumerate(zip(self._labels, self.counts, strict=True))
             if count
         ]
 
 
 def _classes(card: ModelCard, file: AuditFile, verdicts: Verdicts | None) -> _Tally:
-    tally = _Tally(len(card.labels))
+    tally = _Tally(card.labels)
     place = 0
     for some in file.scored():
         for target, issue, loss, suggested in some:
