@@ -124,14 +124,14 @@ def inspect(path: Path) -> Inspection:
         InvalidRequest: it is empty.
         MalformedRequest: none of its first 100 lines is a JSON object.
     """
-    items, objects, width = 0, 0, None
+    items, objects, width = 0, 0, 0
     with path.open("rb") as file:
         for line in _lines(file, 0):
             items += 1
-            if items <= _LOOKED_AT and (not objects or width is None):
+            if items <= _LOOKED_AT and not width:
                 found = _row_width(line)
                 objects += found is not None
-                width = width or found
+                width = found or 0
             elif not objects:
                 break
     if not items:
