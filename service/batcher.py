@@ -94,7 +94,7 @@ class Batcher:
         self._max_wait = max_wait
         self._capacity = capacity
         self._share = max(1, capacity // 2)
-        self._little = max(1, min(max_batch, capacity) // 4)
+        self._little = max(1, min(max_batch, capacity) // 2)
         self._observer = observer
         self._weigh = weigh
         self._kind = kind
@@ -162,6 +162,18 @@ class Batcher:
         self._arrived.set()
         return answer
 
+    async def submit_later(self, item: Any, gone: Callable[[], bool] = _never) -> Timed:
+        """The result of an item without hurry: it enters while less than half a batch waits, and is never refused.
+
+        Raises:
+            NotReady: the batcher has stopped.
+            InferenceFailed: the batch failed.
+        """
+        while self._depth >= self._little and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+        return await self.submit(item, gone)
+
     async def submit_all(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
         """The results of many items of one caller, each a result or its own error.
 
@@ -172,23 +184,10 @@ class Batcher:
             Overloaded: the queue is full.
             NotReady: the batcher has stopped.
         """
-        return await self._submit_each(items, gone, lambda sent: sent == 0 or self._depth < self._share)
-
-    async def submit_later(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
-        """As `submit_all` for work without hurry: never more than a quarter of a batch of it waits, none is refused.
-
-        Raises:
-            NotReady: the batcher has stopped.
-        """
-        return await self._submit_each(items, gone, lambda _: self._depth < self._little)
-
-    async def _submit_each(
-        self, items: Sequence[Any], gone: Callable[[], bool], may_enter: Callable[[int], bool]
-    ) -> list[Timed | Exception]:
         answers: list[asyncio.Future[Timed]] = []
         try:
             for item in items:
-                while not may_enter(len(answers)) and not self._closed:
+                while answers and self._depth >= self._share and not self._closed:
                     self._room.clear()
                     await self._room.wait()
                 answers.append(self.submit(item, gone))

@@ -24,7 +24,8 @@ from service.settings import Settings, usable_cores
 log = logging.getLogger("focalserve")
 Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
-Submit = Callable[[Sequence[bytes | Pixels]], Awaitable[list[Timed | Exception]]]
+_WITHOUT_HURRY = 8
+"""Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
 
 
 class ServiceState:
@@ -122,29 +123,36 @@ class ServiceState:
                 return [
                     item if isinstance(item, Exception) else await _settled(batcher.submit(item, lambda: call.gone))
                 ]
-            return await self._run_all(images, card, lambda items: batcher.submit_all(items, lambda: call.gone))
+            items = await self._prepare_all(images, card)
+            good = [item for item in items if not isinstance(item, Exception)]
+            results = iter(await batcher.submit_all(good, lambda: call.gone))
+            return [item if isinstance(item, Exception) else next(results) for item in items]
         finally:
             batcher.holders -= 1
 
     async def run_later(
         self, served: Served, card: ModelCard, images: Sequence[Encoded], gone: Callable[[], bool]
     ) -> list[Timed | Exception]:
-        """As `run`, for images without hurry: others go first, and a full queue is waited for.
+        """As `run`, for images without hurry: few at a time, and a full queue is waited for.
 
         Raises:
             NotReady: the model has been exchanged or is stopping.
         """
-        batcher = served.batcher
-        batcher.holders += 1
-        try:
-            return await self._run_all(images, card, lambda items: batcher.submit_later(items, gone))
-        finally:
-            batcher.holders -= 1
+        places = asyncio.Semaphore(_WITHOUT_HURRY)
 
-    async def _run_all(self, images: Sequence[Encoded], card: ModelCard, submit: Submit) -> list[Timed | Exception]:
-        items = await self._prepare_all(images, card)
-        results = iter(await submit([item for item in items if not isinstance(item, Exception)]))
-        return [item if isinstance(item, Exception) else next(results) for item in items]
+        async def one(image: Encoded) -> Timed | Exception:
+            async with places:
+                item = await self._prepare(image, card)
+                return item if isinstance(item, Exception) else await _failed(served.batcher.submit_later(item, gone))
+
+        served.batcher.holders += 1
+        tasks = [asyncio.ensure_future(one(image)) for image in images]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            served.batcher.holders -= 1
 
     async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Pixels | Exception:
         """What the batcher takes: a small picture as it is, a large one decoded in a thread."""
@@ -207,6 +215,16 @@ class ServiceState:
         except FocalserveError:
             return 0.0
         return 1.0
+
+
+async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:
+    """The result, or why this image has none, unless no image has."""
+    try:
+        return await answer
+    except NotReady:
+        raise
+    except Exception as error:
+        return error
 
 
 async def _settled(answer: "asyncio.Future[Timed]") -> Timed | Exception:
