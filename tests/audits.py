@@ -10,8 +10,9 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.serving import Json
+from tests.serving import SIZE, Json, b64, pictures, png_of
 
+LABELS = ("a", "b", "c")
 NDJSON = {"content-type": "application/x-ndjson"}
 
 
@@ -40,6 +41,14 @@ def items_of(data: Labelled) -> list[Json]:
     return [
         {"id": f"item {n}", "probabilities": row.tolist(), "label": int(y)}
         for n, (row, y) in enumerate(zip(data.p, data.given, strict=True))
+    ]
+
+
+def images_of(count: int) -> list[Json]:
+    """An item with a small picture for each, the labels in turn."""
+    return [
+        {"id": str(n), "image": b64(png_of(picture)), "label": LABELS[n % 3]}
+        for n, picture in enumerate(pictures(count, SIZE))
     ]
 
 

@@ -1,9 +1,7 @@
 import asyncio
 import csv
-import gzip
 import io
-import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from service.app import create_app
-from service.audit_spool import LONGEST_LINE
-from tests.audits import NDJSON, Labelled, by_line, ended, items_of, labelled, ndjson, rows_of, sent
+from tests.audits import LABELS, NDJSON, Labelled, by_line, ended, images_of, items_of, labelled, ndjson, rows_of, sent
 from tests.serving import SIZE, Json, b64, pictures, png_of, problem_of, running, settings_of, write_linear
 
-LABELS = ("a", "b", "c")
 SOME = ndjson(items_of(labelled(7)))
 
 
@@ -33,15 +28,8 @@ async def http(models: Path, tmp_path: Path) -> AsyncGenerator[httpx.AsyncClient
         yield client
 
 
-def images(count: int) -> list[Json]:
-    return [
-        {"id": str(n), "image": b64(png_of(picture)), "label": LABELS[n % 3]}
-        for n, picture in enumerate(pictures(count, SIZE))
-    ]
-
-
 async def test_each_row_is_scored_as_loss_scores_it_alone(http: httpx.AsyncClient) -> None:
-    items = images(40)
+    items = images_of(40)
     info = await ended(http, (await sent(http, ndjson(items), "?name=mine"))["id"])
     assert (info["state"], info["name"], info["done"], info["errors"], info["progress"]) == ("done", "mine", 40, 0, 1.0)
     want = (await http.post("/loss", json={"inputs": items})).json()["items"]
@@ -98,89 +86,6 @@ async def test_many_wrong_labels_are_told_from_a_bad_model(http: httpx.AsyncClie
     assert np.mean([data.wrong[row["line"] - 1] for row in rows[:100]]) > 0.9
 
 
-async def test_a_bad_line_is_its_own_error_and_comes_last(http: httpx.AsyncClient) -> None:
-    good = images(3)
-    bad: list[tuple[bytes, int]] = [
-        (b"{", 400),
-        (b'{"label": NaN}', 400),
-        (b"[1]", 422),
-        (ndjson([{"image": b64(b"no picture"), "label": "a"}]).strip(), 422),
-        (ndjson([{**good[0], "label": "z"}]).strip(), 422),
-        (ndjson([{"logits": [1.0, 2.0], "label": 0}]).strip(), 422),
-        (ndjson([{"logits": [1.5e308, -1.5e308, 0.0], "label": 1}]).strip(), 422),
-        (ndjson([{"probabilities": [0.5, 0.9, 0.1], "label": 0}]).strip(), 422),
-    ]
-    body = b"\n\n".join([*(line for line, _ in bad), ndjson(good)])
-    info = await ended(http, (await sent(http, body))["id"])
-    assert (info["state"], info["items"], info["errors"]) == ("done", len(bad) + 3, len(bad)), info
-    rows = await rows_of(http, info["id"])
-    assert [("error" in row) for row in rows] == [False] * 3 + [True] * len(bad)
-    assert [row["line"] for row in rows[3:]] == [1 + 2 * n for n in range(len(bad))]
-    assert [row["error"]["status"] for row in rows[3:]] == [status for _, status in bad]
-    assert [one["line"] for one in info["first_errors"]] == [row["line"] for row in rows[3:]]
-    assert not any("inputs." in row["error"]["detail"] for row in rows[3:])
-
-
-async def test_a_line_that_is_too_long_is_an_error_and_the_next_is_read(models: Path, tmp_path: Path) -> None:
-    body = b'{"image": "' + b"A" * LONGEST_LINE + b'", "label": "a"}\n' + SOME
-    async with running(settings_of(models=models, audit_dir=tmp_path / "audits")) as http:
-        info = await ended(http, (await sent(http, gzip.compress(body, 1), **{"content-encoding": "gzip"}))["id"])
-        assert (info["items"], info["errors"], info["size"]) == (8, 1, len(body))
-        assert (await rows_of(http, info["id"]))[-1]["error"]["status"] == 413
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        (b"", 422, "invalid-request"),
-        (b"\n \n", 422, "invalid-request"),
-        (b'[\n{"a": 1},\n]', 400, "malformed-request"),
-        (b"\x89PNG\r\n\x1a\n", 400, "malformed-request"),
-        (b"id,label\n1,a\n", 400, "malformed-request"),
-        (b"{}\n" * 700_000, 413, "too-large"),
-    ],
-    ids=["empty", "blank", "an array", "a picture", "a table", "too long"],
-)
-async def test_a_body_that_is_not_ndjson_is_refused_and_leaves_nothing(
-    http: httpx.AsyncClient, tmp_path: Path, body: bytes, status: int, code: str
-) -> None:
-    problem_of(await http.post("/audits", content=body, headers=NDJSON), status, code)
-    assert (await http.get("/audits")).json() == {"audits": []}
-    assert [path.name for path in (tmp_path / "audits").iterdir()] == ["lock"]
-
-
-@pytest.mark.parametrize(
-    ("query", "headers", "status", "code"),
-    [
-        ("?model=other", NDJSON, 404, "not-found"),
-        ("?modell=linear", NDJSON, 422, "invalid-request"),
-        ("?activation=tanh", NDJSON, 422, "invalid-request"),
-        ("?name=1&name=2", NDJSON, 422, "invalid-request"),
-        ("", {"content-type": "image/png"}, 415, "unsupported-media-type"),
-        ("", {**NDJSON, "content-encoding": "br"}, 415, "unsupported-media-type"),
-        ("", {**NDJSON, "content-encoding": "gzip"}, 400, "malformed-request"),
-    ],
-)
-async def test_a_request_that_does_not_fit_is_refused(
-    http: httpx.AsyncClient, query: str, headers: dict[str, str], status: int, code: str
-) -> None:
-    problem_of(await http.post(f"/audits{query}", content=SOME, headers=headers), status, code)
-
-
-@pytest.mark.parametrize("spoil", [lambda packed: packed[:-5], lambda packed: packed + b"x"], ids=["cut", "more"])
-async def test_gzip_that_is_cut_off_or_goes_on_is_refused(http: httpx.AsyncClient, spoil: Any) -> None:
-    headers = {**NDJSON, "content-encoding": "gzip"}
-    problem_of(
-        await http.post("/audits", content=spoil(gzip.compress(SOME)), headers=headers), 400, "malformed-request"
-    )
-
-
-async def test_the_cap_counts_decompressed_bytes(http: httpx.AsyncClient) -> None:
-    bomb = gzip.compress(b" " * 50_000_000)
-    answer = await http.post("/audits", content=bomb, headers={**NDJSON, "content-encoding": "gzip"})
-    problem_of(answer, 413, "too-large")
-
-
 async def test_pages_follow_each_other_and_agree_with_lines_and_table(http: httpx.AsyncClient) -> None:
     audit = (await sent(http, ndjson([{**item, "id": "=1+1"} for item in items_of(labelled(25))])))["id"]
     await ended(http, audit)
@@ -207,7 +112,9 @@ async def test_rows_of_another_model_are_scored_by_their_own_width(http: httpx.A
     found = await rows_of(http, info["id"])
     assert found[0]["given_label"] in (1, 2) and found[0]["suggested_label"] == "0"
     problem_of(
-        await http.post("/audits?activation=softmax", content=ndjson(images(1)), headers=NDJSON), 422, "invalid-request"
+        await http.post("/audits?activation=softmax", content=ndjson(images_of(1)), headers=NDJSON),
+        422,
+        "invalid-request",
     )
 
 
@@ -235,7 +142,7 @@ async def test_other_tasks_are_audited_too(models: Path, tmp_path: Path, task: A
 
 
 async def test_an_audit_that_runs_can_be_cancelled_and_then_removed(models: Path, tmp_path: Path) -> None:
-    many = ndjson(images(1500))
+    many = ndjson(images_of(1500))
     async with running(settings_of(models=models, audit_dir=tmp_path / "audits", max_batch=1)) as http:
         first, second = (await sent(http, many))["id"], (await sent(http, SOME))["id"]
         assert [one["id"] for one in (await http.get("/audits")).json()["audits"]] == [first, second]
@@ -258,7 +165,7 @@ async def test_an_audit_that_runs_can_be_cancelled_and_then_removed(models: Path
 
 async def test_an_audit_that_waits_is_cancelled_while_another_runs(models: Path, tmp_path: Path) -> None:
     async with running(settings_of(models=models, audit_dir=tmp_path / "audits", max_batch=1)) as http:
-        first, second = (await sent(http, ndjson(images(1500))))["id"], (await sent(http, SOME))["id"]
+        first, second = (await sent(http, ndjson(images_of(1500))))["id"], (await sent(http, SOME))["id"]
         async with asyncio.timeout(2):
             assert (await http.delete(f"/audits/{second}")).json()["state"] == "cancelled"
         assert (await http.get(f"/audits/{first}")).json()["state"] in ("queued", "running")
@@ -266,7 +173,7 @@ async def test_an_audit_that_waits_is_cancelled_while_another_runs(models: Path,
 
 async def test_predictions_are_answered_while_an_audit_runs(models: Path, tmp_path: Path) -> None:
     async with running(settings_of(models=models, audit_dir=tmp_path / "audits", queue_size=8)) as http:
-        audit = (await sent(http, ndjson(images(3000))))["id"]
+        audit = (await sent(http, ndjson(images_of(3000))))["id"]
         for picture in pictures(50, SIZE):
             assert (await http.post("/predict", content=png_of(picture))).status_code == 200
         assert (await http.get(f"/audits/{audit}")).json()["done"] < 3000
@@ -281,22 +188,11 @@ async def test_an_unknown_audit_is_not_found(http: httpx.AsyncClient, path: str)
         problem_of(await http.delete(path), 404, "not-found")
 
 
-async def test_as_many_audits_are_kept_as_are_allowed(models: Path, tmp_path: Path) -> None:
-    async with running(settings_of(models=models, audit_dir=tmp_path / "audits", max_audits=2)) as http:
-        ids = [(await sent(http, SOME))["id"] for _ in range(2)]
-        full = await http.post("/audits", content=SOME, headers=NDJSON)
-        problem_of(full, 429, "overloaded")
-        assert full.headers["retry-after"] == "1"
-        await ended(http, ids[0])
-        await http.delete(f"/audits/{ids[0]}")
-        await sent(http, SOME)
-
-
 async def test_a_model_that_is_another_one_now_fails_the_audit(models: Path, tmp_path: Path) -> None:
     write_linear(tmp_path / "models", LABELS)
     settings = settings_of(models=tmp_path / "models", audit_dir=tmp_path / "audits", max_batch=1)
     async with running(settings) as http:
-        audit = (await sent(http, ndjson(images(2000))))["id"]
+        audit = (await sent(http, ndjson(images_of(2000))))["id"]
         folder = tmp_path / "models" / "linear" / "1"
         for file in folder.iterdir():
             file.unlink()
@@ -308,7 +204,7 @@ async def test_a_model_that_is_another_one_now_fails_the_audit(models: Path, tmp
 
 
 async def test_losses_by_class_and_version_are_counted(http: httpx.AsyncClient) -> None:
-    items = images(9)
+    items = images_of(9)
     await http.post("/loss", json={"inputs": items[:6]})
     await http.post("/loss", json={"inputs": items[:6], "gamma": 0.5})  # not the model's own loss
     await http.post("/loss", json={"inputs": items_of(labelled(4))})  # not the model's own rows
@@ -330,28 +226,3 @@ async def test_losses_by_class_and_version_are_counted(http: httpx.AsyncClient) 
         for bound in ("0.1", "1.0", "10.0"):
             assert value("focalserve_label_loss_bucket", label, le=bound) == 2 * (mine <= float(bound)).sum()
         assert value("focalserve_label_loss_bucket", label, le="+Inf") == 6
-
-
-async def test_a_body_that_stands_still_is_given_up(models: Path, tmp_path: Path) -> None:
-    async def stalls() -> AsyncIterator[bytes]:
-        yield SOME
-        await asyncio.sleep(5)
-
-    async with running(settings_of(models=models, audit_dir=tmp_path / "audits", body_timeout=0.1)) as http:
-        problem_of(await http.post("/audits", content=stalls(), headers=NDJSON), 408, "request-timeout")
-        assert (await http.get("/audits")).json() == {"audits": []}
-
-
-def test_openapi_shows_the_routes_with_what_they_take_and_answer(models: Path) -> None:
-    schema = create_app(settings_of(models=models)).openapi()
-    create, results = schema["paths"]["/audits"]["post"], schema["paths"]["/audits/{audit}/results"]["get"]
-    taken = create["requestBody"]["content"]["application/x-ndjson"]
-    assert taken["schema"] == {"$ref": "#/components/schemas/LossInput"}
-    for line in taken["example"].splitlines():
-        assert {"label"} < set(json.loads(line))
-    assert {one["name"] for one in create["parameters"]} == {"model", "name", "activation"}
-    assert {"202", "400", "404", "413", "415", "422", "429", "503"} <= set(create["responses"])
-    assert {"application/json", "application/x-ndjson", "text/csv"} == set(results["responses"]["200"]["content"])
-    assert set(schema["paths"]["/audits/{audit}"]) == {"get", "delete"}
-    names = {"AuditInfo", "AuditPage", "AuditRow", "AuditSummary", "LossInput", "Problem"}
-    assert names <= set(schema["components"]["schemas"])
