@@ -150,6 +150,8 @@ class Audits:
             await self.ready()
         except FocalserveError as error:
             log.warning("audits: %s", error)
+        except Exception:
+            log.exception("audits of an earlier process cannot be read")
         while True:
             await self._threaded(self.store.expire, time.time())
             if (record := self._next()) is not None:
