@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag, SettingsConfigDict
 
+from models.cells import restore
 from models.errors import InvalidInput
 from scripts.flags import Flags
 from scripts.issues import cell, names
 from scripts.readers import DataSet, Sample, infer_format, read_dataset
 from scripts.rewrite import rewrite_jsonl, rewrite_table
-from scripts.tables import Problems, restore, sniff_delimiter
+from scripts.tables import Problems, sniff_delimiter
 
 LOG = "changes.csv"
 _LOG_COLUMNS = ("image", "action", "given_label", "new_label", "new_image")

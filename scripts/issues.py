@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.audit import Audit, Probabilities, TagAudit
+from models.cells import neutralize
 from models.quality import normalized_margin, worst_dominates
 from scripts.readers import DataSet, Sample
-from scripts.tables import neutralize
 
 Floats = NDArray[np.float64]
 COLUMNS = (

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from models.cells import restore
 from models.errors import InvalidInput
 from models.image import decode_image
 from scripts.folders import read_folder
-from scripts.tables import Columns, Problems, Row, Table, read_jsonl, read_table, restore
+from scripts.tables import Columns, Problems, Row, Table, read_jsonl, read_table
 
 Task = Literal["multiclass", "multilabel", "binary"]
 OnBadImage = Literal["fail", "skip"]

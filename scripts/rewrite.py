@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
-from scripts.tables import Columns, find_columns, neutralize, sniff_delimiter
+from models.cells import neutralize
+from scripts.tables import Columns, find_columns, sniff_delimiter
 
 _MARK = "\ufeff"
 

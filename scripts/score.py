@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from tqdm import tqdm
 
+from models.cells import neutralize
 from models.errors import InvalidInput
 from scripts.clients import LabelledImage, LocalModel, Model, RemoteModel
 from scripts.flags import Flags
 from scripts.readers import DataSet, Sample, read_dataset
-from scripts.tables import neutralize
 
 Part = TypeVar("Part")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

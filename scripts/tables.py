@@ -6,11 +6,11 @@ A row is text and nothing more: `scripts.readers` resolves labels, looks for the
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.cells import restore
 from models.errors import InvalidInput
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -29,7 +29,6 @@ SPLITS = {
     "testing": "test",
 }
 _SHOWN = 10
-_FORMULA = re.compile(r"'*[=+\-@]")
 
 Cells = Mapping[str, object]
 Record = tuple[str, Cells, Mapping[str, str]]  # origin, cells by column, column by role
@@ -147,19 +146,6 @@ def find_columns(names: Sequence[str], columns: Columns, origin: str) -> dict[st
             raise InvalidInput(f"{origin}: no column {wanted}; there are: {', '.join(names) or 'none'}")
         found.update((role, name) for name in candidates)
     return found
-
-
-def neutralize(text: str) -> str:
-    """A text cell for our CSV files: an apostrophe before a leading = + - @, which a spreadsheet would compute.
-
-    Text that has such an apostrophe already gets another, so that `restore` gives back what was there.
-    """
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def restore(text: str) -> str:
-    """Undoes the apostrophe that our CSV files put before a leading = + - @ against spreadsheet formulas."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def _read_rows(records: Sequence[Record], multilabel: bool, separator: str, problems: Problems) -> tuple[Row, ...]:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from models.errors import FocalserveError
-from service import documented, info
+from service import audit_routes, documented, info
 from service.errors import PROBLEM_TYPE, problem
 from service.failures import failure_reply
 from service.front import Front
@@ -45,6 +45,7 @@ def create_app(settings: Settings, on_refused: Callable[[], None] = lambda: None
     )
     app.state.service = state
     app.include_router(documented.router)
+    app.include_router(audit_routes.router)
     app.include_router(info.router)
     _complete_openapi(app)
     # Around FastAPI's own layers, not among them: hot routes pass none of those.

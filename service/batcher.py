@@ -67,14 +67,6 @@ def _never() -> bool:
     return False
 
 
-def _one(item: Any) -> int:
-    return 1
-
-
-def _same(item: Any) -> Hashable:
-    return None
-
-
 class Batcher:
     """Runs items of many callers in batches.
 
@@ -98,8 +90,8 @@ class Batcher:
         max_wait: float,
         capacity: int,
         observer: BatchObserver,
-        weigh: Callable[[Any], int] = _one,
-        kind: Callable[[Any], Hashable] = _same,
+        weigh: Callable[[Any], int] = lambda _: 1,
+        kind: Callable[[Any], Hashable] = lambda _: None,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -107,6 +99,7 @@ class Batcher:
         self._max_wait = max_wait
         self._capacity = capacity
         self._share = max(1, capacity // 2)
+        self._little = max(1, min(max_batch, capacity) // 2)
         self._observer = observer
         self._weigh = weigh
         self._kind = kind
@@ -173,6 +166,18 @@ class Batcher:
         self._depth += weight
         self._arrived.set()
         return answer
+
+    async def submit_later(self, item: Any, gone: Callable[[], bool] = _never) -> Timed:
+        """The result of an item without hurry: it enters while less than half a batch waits, and is never refused.
+
+        Raises:
+            NotReady: the batcher has stopped.
+            InferenceFailed: the batch failed.
+        """
+        while self._depth >= self._little and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+        return await self.submit(item, gone)
 
     async def submit_all(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
         """The results of many items of one caller, each a result or its own error.

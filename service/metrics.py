@@ -5,6 +5,9 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from models.task import Floats
+from service.drift import LabelLosses
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -41,6 +44,8 @@ class Metrics:
             "focalserve_predictions", "Images answered, by predicted class.", ["model", "label"], registry=registry
         )
         self.queue_depth = Gauge("focalserve_queue_images", "Images that wait.", ["model"], registry=registry)
+        self.label_loss = LabelLosses()
+        registry.register(self.label_loss)
         self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.info = Gauge(
             "focalserve_model_info", "1 for each model served.", ["model", "version", "provider"], registry=registry
@@ -114,6 +119,10 @@ class ModelObserver:
         if counter is None:
             counter = self._predicted[label] = self._metrics.predictions.labels(self._labels[0], label)
         counter.inc()
+
+    def labelled(self, label: str, losses: Floats) -> None:
+        """Items given that label had these focal losses (N,)."""
+        self._metrics.label_loss.observe((*self._labels, label), losses)
 
 
 class Statistics:

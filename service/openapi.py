@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import LossRequest, PredictRequest
+from service.schemas import LossInput, LossRequest, PredictRequest
 
 _REF = "#/components/schemas/{model}"
 
@@ -40,6 +40,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: _problem("Starting, stopping, or without a model."),
 }
 
+NOT_ENDED: dict[int | str, dict[str, Any]] = {409: _problem("The audit has not ended yet.")}
 
 OIP_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -93,6 +94,40 @@ LOSS_BODY = _body("LossRequest", {"file": _FILES, "label": {"type": "array", "it
         _query("model", {"type": "string"}, "Which model."),
         _query("gamma", {"type": "number", "minimum": 0}, "Focusing parameter."),
     ]
+}
+
+
+_ITEM = LossInput.__name__
+AUDIT_BODY: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+        for name, schema, description in (
+            ("model", {"type": "string"}, "Which model."),
+            ("name", {"type": "string", "maxLength": 256}, "Your own name for the audit."),
+            (
+                "activation",
+                {"type": "string", "enum": ["softmax", "sigmoid"]},
+                "For rows of another model: how they become probabilities.",
+            ),
+        )
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-ndjson": {
+                "schema": {"$ref": _REF.format(model=_ITEM)},
+                "example": '{"id": "a", "image": "iVBORw0KGgo...", "label": "Bag"}\n'
+                '{"id": "b", "logits": [2.5, -1.0, 0.3], "label": 0}\n',
+            }
+        },
+    },
+}
+AUDIT_RESULTS: dict[str, Any] = {
+    "description": "Rows, the worst label first.",
+    "content": {
+        "application/x-ndjson": {"schema": {"$ref": _REF.format(model="AuditRow")}},
+        "text/csv": {"schema": {"type": "string"}},
+    },
 }
 
 

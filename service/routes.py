@@ -120,7 +120,7 @@ async def _answer_loss(
         for item in items
     ]
     _raise_alone([one.row for one in given])
-    answer = await asyncio.to_thread(score_labels, card, given, asked)
+    answer = await asyncio.to_thread(score_labels, card, given, asked, served.observer.labelled)
     encoding = perf_counter()
     reply = _json({"model": {"name": card.name, "version": card.version}, **answer})
     return tell(call, reply, start, encoding, _timed(results), served.observer)

@@ -180,6 +180,14 @@ class LossRequest(LossOptions):
         return [LossInput.model_construct(None, id=name, label=label, **{field: row}) for name, row, label in columns]
 
 
+class AuditOptions(_Wire):
+    """What an audit is of."""
+
+    model: str | None = None
+    name: ItemId | None = None
+    activation: Literal["softmax", "sigmoid"] | None = None
+
+
 def decode_base64(text: str) -> bytes:
     """The bytes of an image given as base64.
 

@@ -1,6 +1,6 @@
 """Logits and labels to the answer of /loss; used by the service and by the offline verbs. No HTTP, no images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from service.errors import InferenceFailed, InvalidRequest, item_problem
 from service.schemas import LossOptions
 
 Logits = NDArray[Any]
+ObserveLosses = Callable[[str, Floats], None]
+"""Takes a label and (N,) focal losses of items that were given it."""
 _ROW_SUM_TOLERANCE = 1e-3
 _NOT_REDUCED = Reduced(None, 1.0, "none")
 
@@ -40,13 +42,20 @@ class Given:
     kind: Literal["logits", "probabilities"] = "logits"
 
 
-def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) -> dict[str, Any]:
+def _nobody(label: str, losses: Floats) -> None:
+    pass
+
+
+def score_labels(
+    card: ModelCard, given: Sequence[Given], asked: LossOptions, observe: ObserveLosses = _nobody
+) -> dict[str, Any]:
     """Answer of /loss, without the model's name: parameters, the batch's loss, classes, items.
 
     Args:
         card: of the model.
         given: rows with their labels.
         asked: what the request overrides.
+        observe: is told the losses of the model's own rows, where they are computed as the card says.
 
     Raises:
         InvalidRequest: a row or label that does not fit; names the first ten by index.
@@ -54,11 +63,13 @@ def score_labels(card: ModelCard, given: Sequence[Given], asked: LossOptions) ->
     """
     given = [replace(one, row=_finite(one.row)) for one in given]
     if asked.activation is not None:
-        card = _card_of_rows(given, asked.activation, card)
+        card = card_of_rows(_width(given), asked.activation, card)
     options = _options(card, asked)
     batch = _collect(card, given, options)
     raw = batch.raw if asked.activation is None else np.zeros(len(batch.rows), bool)
     scores = TASKS[card.task].score(batch.rows, batch.targets, card, options, raw)
+    if asked.activation is None and _is_own_loss(card, options):
+        _tell(observe, scores, batch, card)
     reduced = total(scores.terms, options.reduction) if options.reduction != "none" else _NOT_REDUCED
     gradient = scores.terms.gradient / (reduced.denominator or 1.0) if asked.return_gradient else None
     return {
@@ -114,9 +125,12 @@ def _finite(row: Logits | Exception) -> Logits | Exception:
     return InferenceFailed("the model answered numbers that are not finite")
 
 
-def _card_of_rows(given: Sequence[Given], activation: str, card: ModelCard) -> ModelCard:
-    """A card for rows of a model that is not served here: as many classes as the rows have numbers."""
-    count = next((len(one.row) for one in given if not isinstance(one.row, Exception)), 1)
+def _width(given: Sequence[Given]) -> int:
+    return next((len(one.row) for one in given if not isinstance(one.row, Exception)), 1)
+
+
+def card_of_rows(count: int, activation: str, card: ModelCard) -> ModelCard:
+    """A card for rows of `count` numbers of a model that is not served here: so many classes."""
     labels = card.labels if len(card.labels) == count else [str(k) for k in range(count)]
     return ModelCard.model_construct(
         task="multiclass" if activation == "softmax" else "multilabel",
@@ -260,6 +274,18 @@ def _classes(scores: LabelScores, targets: NDArray[Any], card: ModelCard) -> lis
             }
         )
     return found
+
+
+def _is_own_loss(card: ModelCard, options: ScoreOptions) -> bool:
+    return (options.gamma, options.alpha, options.label_smoothing) == (card.loss.gamma, card.loss.alpha, 0.0)
+
+
+def _tell(observe: ObserveLosses, scores: LabelScores, batch: "_Batch", card: ModelCard) -> None:
+    """Of several labels each has its own loss; else the item's is that of its label."""
+    member = _membership(batch.targets, card) & (scores.valid & batch.raw)[:, None]
+    losses = scores.terms.values if card.task == "multilabel" else np.repeat(scores.loss[:, None], member.shape[1], 1)
+    for k in np.flatnonzero(member.any(axis=0)):
+        observe(card.labels[k], np.asarray(losses[member[:, k], k], np.float64))
 
 
 def _membership(targets: NDArray[Any], card: ModelCard) -> NDArray[np.bool_]:

@@ -66,6 +66,15 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads that decode images; 0: the cores this process may use"
     )
+    audit_dir: Path | None = Field(
+        None, description="folder of the audits, of one process at a time; left out, one in the temporary folder"
+    )
+    audit_max_bytes: Count = Field(1 << 30, description="bytes of the items of one audit, after decompression")
+    audit_max_total_bytes: Count = Field(4 << 30, description="bytes that all audits may take on disk, about")
+    audit_ttl: Annotated[float, Field(ge=1.0, le=1e9)] = Field(
+        7 * 86400.0, description="seconds that an audit is kept after its end"
+    )
+    max_audits: Count = Field(100, description="audits kept at once; more are answered 429")
     model_control: bool = Field(True, description="models may be loaded and unloaded through /v2/repository")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     access_log: bool = Field(False, description="a log line per request")

@@ -4,13 +4,15 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
 from models.image import is_small
+from service.audit_store import AuditStore
+from service.audits import Audits
 from service.batcher import Timed
 from service.catalog import Catalog
 from service.errors import InvalidRequest, NotReady
@@ -24,6 +26,8 @@ from service.telemetry import open_telemetry
 log = logging.getLogger("focalserve")
 Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
+_WITHOUT_HURRY = 8
+"""Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
 
 
 class ServiceState:
@@ -39,6 +43,10 @@ class ServiceState:
         self.metrics = Metrics()
         self.catalog = Catalog(settings, self.metrics)
         self.telemetry = open_telemetry(os.environ)
+        store = AuditStore(
+            settings.audit_dir, settings.max_audits, settings.audit_max_total_bytes, settings.audit_ttl
+        )  # fmt: skip
+        self.audits = Audits(store, self)
         self.draining = False
         self._on_refused = on_refused
         self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
@@ -48,12 +56,14 @@ class ServiceState:
     def start(self, on_ready: Callable[[], None]) -> None:
         """Begins to load the models; the app answers probes meanwhile."""
         self._loading = asyncio.create_task(self._load(on_ready), name="load")
+        self.audits.start()
 
     async def stop(self) -> None:
         """Ends loading, batchers and threads."""
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
+        await self.audits.stop()
         await self.catalog.close()
         self._decoders.shutdown(wait=True)
         if self.telemetry is not None:
@@ -91,13 +101,13 @@ class ServiceState:
         await self.catalog.load(name)
         self._why_not = None
 
-    def classifier(self, name: str | None) -> tuple[Served, ModelCard]:
-        """The model of that name, which has a card.
+    def classifier(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
+        """The model of that name and version, which has a card.
 
         Raises:
             InvalidRequest: it is a graph without a card; only /v2 serves it.
         """
-        served = self.served(name)
+        served = self.served(name, version)
         if served.card is None:
             raise InvalidRequest(f"model {served.name} has no card; ask it through /v2/models/{served.name}/infer")
         return served, served.card
@@ -124,6 +134,30 @@ class ServiceState:
             return [item if isinstance(item, Exception) else next(results) for item in items]
         finally:
             batcher.holders -= 1
+
+    async def run_later(
+        self, served: Served, card: ModelCard, images: Sequence[Encoded], gone: Callable[[], bool]
+    ) -> list[Timed | Exception]:
+        """As `run`, for images without hurry: few at a time, and a full queue is waited for.
+
+        Raises:
+            NotReady: the model has been exchanged or is stopping.
+        """
+        places = asyncio.Semaphore(_WITHOUT_HURRY)
+
+        async def one(image: Encoded) -> Timed | Exception:
+            async with places:
+                item = await self._prepare(image, card)
+                return item if isinstance(item, Exception) else await _failed(served.batcher.submit_later(item, gone))
+
+        served.batcher.holders += 1
+        tasks = [asyncio.ensure_future(one(image)) for image in images]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            served.batcher.holders -= 1
 
     async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Decoded | Exception:
         """What the batcher takes: a small picture as it is, a large one decoded in a thread."""
@@ -179,6 +213,16 @@ class ServiceState:
         except FocalserveError:
             return 0.0
         return 1.0
+
+
+async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:
+    """The result, or why this image has none, unless no image has."""
+    try:
+        return await answer
+    except NotReady:
+        raise
+    except Exception as error:
+        return error
 
 
 async def _settled(answer: "asyncio.Future[Timed]") -> Timed | Exception:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.cells import neutralize, restore
 from scripts.readers import read_dataset
-from scripts.tables import neutralize, restore
 from tests.labelled_files import HOSTILE, fails, labelled, pictures, table
 
 
