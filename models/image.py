@@ -81,11 +81,13 @@ class Fitted:
         pixels: (height, width, 3) uint8 RGB.
         scale: (x, y) input pixels per pixel of the upright original.
         offset: (x, y) input pixel at which the original's left upper corner lies (negative when cropped).
+        size: (width, height) of the upright original, pixels.
     """
 
     pixels: Pixels
     scale: tuple[float, float]
     offset: tuple[float, float]
+    size: tuple[int, int]
 
 
 def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
@@ -125,7 +127,8 @@ def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMI
     if picture.size == (width, height):
         return fitted
     x, y = fitted.scale
-    return replace(fitted, scale=(x * picture.width / width, y * picture.height / height))
+    scale = (x * picture.width / width, y * picture.height / height)
+    return replace(fitted, scale=scale, size=(width, height))
 
 
 def fit_pixels(pixels: Pixels, spec: ImageInput) -> Fitted:
@@ -279,7 +282,7 @@ def _stretch(picture: Image.Image, spec: ImageInput) -> Fitted:
     size = (spec.width, spec.height)
     scale = (spec.width / picture.width, spec.height / picture.height)
     resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
-    return Fitted(_rgb(resized), scale, (0.0, 0.0))
+    return Fitted(_rgb(resized), scale, (0.0, 0.0), picture.size)
 
 
 def _letterbox(picture: Image.Image, spec: ImageInput) -> Fitted:
@@ -288,7 +291,7 @@ def _letterbox(picture: Image.Image, spec: ImageInput) -> Fitted:
     left, top = (spec.width - size[0]) // 2, (spec.height - size[1]) // 2
     page = np.full((spec.height, spec.width, 3), _PAD_GREY, np.uint8)
     page[top : top + size[1], left : left + size[0]] = _rgb(picture.resize(size, Image.Resampling.BILINEAR))
-    return Fitted(page, (size[0] / picture.width, size[1] / picture.height), (float(left), float(top)))
+    return Fitted(page, (size[0] / picture.width, size[1] / picture.height), (float(left), float(top)), picture.size)
 
 
 def _center_crop(picture: Image.Image, spec: ImageInput) -> Fitted:
@@ -299,7 +302,7 @@ def _center_crop(picture: Image.Image, spec: ImageInput) -> Fitted:
     sx, sy = size[0] / picture.width, size[1] / picture.height
     box = (left / sx, top / sy, (left + spec.width) / sx, (top + spec.height) / sy)
     cut = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
-    return Fitted(_rgb(cut), (sx, sy), (-float(left), -float(top)))
+    return Fitted(_rgb(cut), (sx, sy), (-float(left), -float(top)), picture.size)
 
 
 _FITS: dict[str, Callable[[Image.Image, ImageInput], Fitted]] = {

@@ -24,6 +24,7 @@ from scripts.flags import Flags
 from scripts.limits import alone, closed_form, limit, median_seconds, tensor_bodies, tensor_limit
 from scripts.load import Load, labelled_form, loss_body, run_load, seconds_of_one
 from service.catalog import open_engine
+from service.detector import DetectorEngine
 from service.engine import Engine
 from service.predictions import answer_rows, predict_items
 from service.settings import load_settings, usable_cores
@@ -108,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
     folder = choose_bundle(flags.bundle, None)
     body = flags.image.read_bytes() if flags.image else made_up_jpeg(flags.size)
     engine = open_engine(folder, load_settings([]))
+    if isinstance(engine, DetectorEngine):
+        raise InvalidInput("bench measures classifiers; this bundle is a detector")
     load_input(body, engine.card.input)
     print(f"{engine.card.name} version {engine.card.version} on {engine.device}, {usable_cores()} cores")
     print(f"image of {len(body)} bytes to {engine.card.input.width} x {engine.card.input.height}")

@@ -57,7 +57,7 @@ async def create(request: Request, response: Response) -> AuditInfo:
     call = Call(request.scope, request.receive)
     asked = validate_strings(AuditOptions, call.query())
     state.check_ready()
-    served, card = state.classifier(asked.model)
+    served, card = state.with_card(asked.model)
     if card.task == "detection":
         raise InvalidRequest(f"model {card.name} is a detector; audits take classifiers")
     encoding = _encoding(call)

@@ -31,7 +31,7 @@ _SWEEP = 60.0
 class Models(Protocol):
     """Where models are asked (the service's state)."""
 
-    def classifier(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
+    def with_card(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
         """The model of that name."""
         ...
 
@@ -241,7 +241,7 @@ class Audits:
     async def _model(self, record: AuditRecord) -> tuple[Served, ModelCard]:
         while record.id not in self._cancelled:
             try:
-                served, card = self._models.classifier(record.model, record.version)
+                served, card = self._models.with_card(record.model, record.version)
             except (NotReady, DeviceUnavailable, BundleError):
                 await asyncio.sleep(_LOOK_AGAIN)
                 continue

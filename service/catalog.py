@@ -11,7 +11,8 @@ from pathlib import Path
 from models.bundle import CARD_FILE, GRAPH_FILE, read_bundle, version_key
 from models.card import relative_name
 from models.errors import BundleError
-from service.engine import Engine
+from service.detector import DetectorEngine
+from service.engine import Engine, warm_up
 from service.errors import Conflict, NotFound, NotReady
 from service.metrics import Metrics
 from service.runtime import CPU, Runtime
@@ -208,7 +209,7 @@ def prepare(path: Path, settings: Settings) -> Build:
     """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
     if (path / CARD_FILE).exists():
         engine = open_engine(path, settings)
-        batch = engine.warm_up(settings.max_batch)
+        batch = warm_up(engine, settings.max_batch)
         return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
@@ -219,9 +220,11 @@ def prepare(path: Path, settings: Settings) -> Build:
     return lambda settings, metrics: serve_graph(name, version, runtime, settings, metrics)
 
 
-def open_engine(folder: Path, settings: Settings) -> Engine:
+def open_engine(folder: Path, settings: Settings) -> Engine | DetectorEngine:
     """A checked bundle's engine; a net that is quick on one thread gets no more, since waking others costs more."""
     bundle = read_bundle(folder)
+    if bundle.card.detector is not None:
+        return DetectorEngine(bundle, settings.device, settings.threads or usable_cores())
     if settings.threads == 0:
         engine = Engine(bundle, settings.device, 1)
         if engine.quick or engine.device.provider != CPU or usable_cores() == 1:

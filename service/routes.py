@@ -20,9 +20,11 @@ from service.bodies import (
     validate,
     validate_strings,
 )
-from service.errors import BodyTooLarge, InvalidRequest
+from service.box_answers import detect_items
+from service.box_routes import box_loss, wish_of
+from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest
 from service.exchange import Call, Reply
-from service.predictions import RowAnswer, predict_items
+from service.predictions import predict_items
 from service.schemas import LossInput, LossOptions, LossRequest, PredictOptions, PredictRequest
 from service.scoring import Given, score_labels
 from service.served import Served
@@ -39,15 +41,17 @@ async def predict(state: ServiceState, call: Call) -> Reply:
     """Classifies one image sent as it is, or many as multipart/form-data or JSON (base64)."""
     start = perf_counter()
     images, ids, options = await _read_predict(state, call)
-    served, card = state.classifier(options.model)
+    served, card = state.with_card(options.model)
     _check_count(len(images), state.settings.max_images, "images")
-    results = await state.run(served, card, images, call)
+    wish = wish_of(card, options)
+    results = await state.run(served, card, images, call, wish)
     _raise_alone(results)
     encoding = perf_counter()
-    items = predict_items(card, [_bare(result) for result in results], ids, options.top_k)
+    answers = [_bare(result) for result in results]
+    items = predict_items(card, answers, ids, options.top_k) if wish is None else detect_items(card, answers, ids)
     for item in items:
-        if "label" in item:
-            served.observer.predicted(item["label"])
+        for one in (item,) if "label" in item else item.get("boxes", ()):
+            served.observer.predicted(one["label"])
     reply = _json({"model": {"name": card.name, "version": card.version}, "predictions": items})
     return tell(call, reply, start, encoding, _timed(results), served.observer)
 
@@ -59,7 +63,7 @@ async def loss(state: ServiceState, call: Call) -> Reply:
     kind = media_type(call.header(b"content-type"), body)
     if kind == "json":
         asked = await _document(state, call, body, LossRequest)
-        served, card = state.classifier(asked.model)
+        served, card = state.with_card(asked.model)
         return await _answer_loss(state, call, served, card, asked.items(), asked, start)
     query: dict[str, Any] = call.query()
     if kind == "multipart":
@@ -69,11 +73,11 @@ async def loss(state: ServiceState, call: Call) -> Reply:
     else:
         labels = [query.pop("label")] if "label" in query else []
         files, options = [FormFile(None, body)], validate_strings(LossOptions, query)
-    served, card = state.classifier(options.model)
+    served, card = state.with_card(options.model)
     if len(labels) != len(files):
         raise InvalidRequest(f"{len(files)} images need {len(files)} labels, {len(labels)} were given")
     items = [
-        LossInput.model_construct(id=file.name, image=file.data, label=_text_label(text, card))
+        LossInput.model_construct(id=file.name, image=file.data, **_text_given(text, card))
         for file, text in zip(files, labels, strict=True)
     ]
     return await _answer_loss(state, call, served, card, items, options, start)
@@ -113,6 +117,10 @@ async def _answer_loss(
     if images:
         _check_count(len(images), state.settings.max_images, "images")
     _check_count(len(items), state.settings.max_rows, "rows")
+    if card.detector is not None:
+        return await box_loss(state, call, served, card, items, asked, start)
+    if any(item.label is None for item in items):
+        raise InvalidRequest(f"model {card.name} is a classifier; give labels, not boxes")
     results = await state.run(served, card, images, call) if images else []
     found = iter(results)
     given = [
@@ -126,10 +134,10 @@ async def _answer_loss(
     return tell(call, reply, start, encoding, _timed(results), served.observer)
 
 
-_DEFAULTS = PredictOptions(model=None, top_k=5)
+_DEFAULTS = PredictOptions.model_validate({})
 
 
-def _bare(result: Timed | Exception) -> RowAnswer | Exception:
+def _bare(result: Timed | Exception) -> Any:
     return result if isinstance(result, Exception) else result.result.answer
 
 
@@ -179,6 +187,18 @@ def _raise_alone(results: Sequence[Any]) -> None:
     """A request of one image fails with that image's own error."""
     if len(results) == 1 and isinstance(results[0], Exception):
         raise results[0]
+
+
+def _text_given(text: str, card: ModelCard) -> dict[str, Any]:
+    """What a query or a form says of one image: a label, or for a detector its boxes as JSON."""
+    if card.detector is None:
+        return {"label": _text_label(text, card)}
+    try:
+        return {"boxes": parse_json(text.encode())}
+    except MalformedRequest:
+        raise InvalidRequest(
+            f'label: model {card.name} is a detector; give boxes as JSON, [{{"box": [x1, y1, x2, y2], "label": ...}}]'
+        ) from None
 
 
 def _text_label(text: str, card: ModelCard) -> Any:

@@ -30,6 +30,15 @@ def _as_row(value: Any) -> Floats:
     return row
 
 
+def _as_rows(value: Any) -> Floats:
+    if not isinstance(value, list) or not value or not {type(row) for row in value} <= {list}:
+        raise ValueError("must be a list of lists of numbers, one per anchor")
+    rows = [_as_row(row) for row in value]
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError("its rows differ in length")
+    return np.stack(rows)
+
+
 def _as_label(value: Any) -> Any:
     kinds = {type(part) for part in value} if isinstance(value, list) else {type(value)}
     if kinds <= {int} or kinds == {str} or (isinstance(value, list) and kinds <= {int, float}):
@@ -37,6 +46,7 @@ def _as_label(value: Any) -> Any:
     raise ValueError("a label is an index (whole number), a name, a list of names, or a list of numbers")
 
 
+Rows = Annotated[Floats, BeforeValidator(_as_rows, json_schema_input_type=list[list[float]])]
 Row = Annotated[Floats, BeforeValidator(_as_row, json_schema_input_type=list[float])]
 GivenLabel = Annotated[Any, BeforeValidator(_as_label, json_schema_input_type=int | str | list[str] | list[float])]
 ItemId = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$", description="comes back with the answer")]
@@ -54,7 +64,16 @@ class PredictOptions(_Wire):
     """What is answered, and by which model."""
 
     model: str | None = Field(None, description="which model; the default one where left out")
-    top_k: Annotated[int, Field(ge=1, le=1000)] = 5
+    top_k: Annotated[int, Field(ge=1, le=1000, description="of a classifier: how many classes are listed")] = 5
+    score_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="of a detector: detections above this score; the card's where left out"
+    )
+    iou_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="of a detector: of two of a class that overlap by more, the better one stays"
+    )
+    max_detections: Annotated[int, Field(ge=1, le=5000)] | None = Field(
+        None, description="of a detector: detections of one image at most"
+    )
 
 
 class PredictRequest(PredictOptions):
@@ -68,18 +87,31 @@ class PredictRequest(PredictOptions):
 
 
 class LossInput(_Wire):
-    """One given label with exactly one of: an image, logits, probabilities."""
+    """One given label with exactly one of: an image, logits, probabilities.
+
+    For a detector: an image's given boxes, with the image or with `cls_logits` and `box_deltas`.
+    """
 
     id: ItemId | None = None
     image: ImageText | None = None
     logits: Row | None = None
     probabilities: Row | None = None
-    label: GivenLabel
+    label: GivenLabel | None = None
+    boxes: list[dict[str, Any]] | None = Field(
+        None,
+        description="given boxes, pixels of the image as it is looked at: box [x1, y1, x2, y2], label, and perhaps "
+        "id and iscrowd",
+        examples=[[{"box": [12, 30, 58, 96], "label": "Bag", "id": 7}]],
+    )
+    cls_logits: Rows | None = Field(None, description="[A, K], the graph's output; boxes are then in input pixels")
+    box_deltas: Rows | None = Field(None, description="[A, 4], the graph's output")
 
     @property
     def source(self) -> Literal["image", "logits", "probabilities"]:
         """Which of the three it has."""
-        return "image" if self.image is not None else "logits" if self.logits is not None else "probabilities"
+        if self.image is not None:
+            return "image"
+        return "probabilities" if self.probabilities is not None else "logits"
 
     @property
     def kind(self) -> Literal["logits", "probabilities"]:
@@ -94,8 +126,14 @@ class LossInput(_Wire):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if sum(part is not None for part in (self.image, self.logits, self.probabilities)) != 1:
-            raise ValueError("give exactly one of image, logits, probabilities")
+        if (self.label is None) == (self.boxes is None):
+            raise ValueError("give exactly one of label, boxes")
+        if (self.cls_logits is None) != (self.box_deltas is None):
+            raise ValueError("cls_logits and box_deltas go together")
+        raw = self.cls_logits if self.boxes is not None else self.logits
+        if sum(part is not None for part in (self.image, raw, self.probabilities)) != 1:
+            names = "image, logits, probabilities" if self.boxes is None else "image, cls_logits with box_deltas"
+            raise ValueError(f"give exactly one of {names}")
         return self
 
 
@@ -119,6 +157,9 @@ class LossOptions(_Wire):
     activation: Literal["softmax", "sigmoid"] | None = Field(
         None,
         description="for rows of another model: how they become probabilities; any number of classes, uncalibrated",
+    )
+    max_missing: Annotated[int, Field(ge=0, le=5000)] = Field(
+        100, description="of a detector: objects that nobody drew, listed per image at most"
     )
     return_gradient: bool = Field(False, description="also the gradient of the reduced loss with respect to the logits")
 

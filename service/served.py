@@ -1,24 +1,27 @@
 """What answers under one name and version: a session with its batcher, and the card where there is one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.card import ModelCard
 from models.errors import InvalidInput
-from models.image import ImageLimits, Pixels, load_input
+from models.image import Fitted, ImageLimits, Pixels, load_input
 from service.batcher import Batcher
+from service.detector import DetectorEngine, Found, Raw, Wish
 from service.engine import Engine
 from service.metrics import Metrics, ModelObserver
 from service.predictions import RowAnswer, answer_rows
 from service.runtime import DeviceReport, Runtime
 from service.settings import Settings
 
+Answer = TypeVar("Answer")
 INLINE_BATCH = 8
 """Images in one run of a quick net in the event loop at most: requests and probes wait for it."""
 
@@ -41,29 +44,45 @@ class Decoded:
     """A picture that was decoded before it was queued.
 
     Attributes:
-        pixels: (height, width, 3) uint8, as the card wants it.
+        fitted: the input, as the card wants it.
         seconds: that decoding took.
     """
 
-    pixels: Pixels
+    fitted: Fitted
     seconds: float
 
 
 Picture = bytes | Decoded | Pixels
-"""What a bundle's batcher takes: an encoded picture, or one that was decoded, here or by the client."""
+"""What a classifier's batcher takes: an encoded picture, or one that was decoded, here or by the client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Look:
+    """What a detector's batcher takes.
+
+    Attributes:
+        picture: encoded or decoded.
+        wish: what is wanted of it.
+    """
+
+    picture: Picture
+    wish: Wish
+
+
+Item = Picture | Look | Block
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[Answer]):
     """What a bundle's batch says of one picture.
 
     Attributes:
-        answer: of the model.
+        answer: of the model: `RowAnswer` of a classifier, `Found` or `Raw` of a detector.
         decoded: seconds that decoding the picture took; 0 where pixels came.
         inferred: seconds that the run of its batch took.
     """
 
-    answer: RowAnswer
+    answer: Answer
     decoded: float
     inferred: float
 
@@ -77,7 +96,7 @@ class Served:
         version: of the model.
         runtime: its session.
         card: None for a graph that was not exported here.
-        batcher: takes `bytes`, `Decoded` or `Pixels` and answers `Row` (with a card), or takes `Block`.
+        batcher: takes a `Picture` (a classifier) or a `Look` (a detector) and answers a `Row`, or takes a `Block`.
         executor: the batcher's one thread; None for a net so quick that it runs in the event loop.
         observer: its metrics.
     """
@@ -101,16 +120,22 @@ class Served:
             self.executor.shutdown(wait=wait)
 
 
-def serve_bundle(engine: Engine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
+def serve_bundle(engine: Engine | DetectorEngine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
     """A bundle's model in batches of at most `max_batch` images; needs a running event loop."""
     card = engine.card
     executor = None if engine.quick else ThreadPoolExecutor(1, thread_name_prefix=f"infer-{card.name}")
     max_batch = min(max_batch, INLINE_BATCH) if engine.quick else max_batch
     observer = metrics.observer(card.name, card.version)
+    limits = settings.image_limits
 
-    def run(items: list[Picture]) -> Sequence[Row | Exception]:
-        return _run_pictures(engine, items, settings.image_limits, observer)
+    def classify(engine: Engine, items: list[Picture]) -> Sequence[Row[RowAnswer] | Exception]:
+        return _run_pictures(items, card, limits, observer, lambda good: answer_rows(card, engine.run(_stack(good))))
 
+    def detect(engine: DetectorEngine, items: list[Look]) -> Sequence[Row[Raw | Found] | Exception]:
+        pictures = [item.picture for item in items]
+        return _run_pictures(pictures, card, limits, observer, lambda good: engine.run(good, items[0].wish))
+
+    run = partial(detect, engine) if isinstance(engine, DetectorEngine) else partial(classify, engine)
     return _start(card.name, card.version, engine.runtime, card, run, max_batch, executor, settings, observer)
 
 
@@ -155,19 +180,25 @@ def _start(
     return Served(name, version, runtime, card, batcher, executor, observer)
 
 
-def _weigh(item: Picture | Block) -> int:
+def _weigh(item: Item) -> int:
     return item.rows if isinstance(item, Block) else 1
 
 
-def _kind(item: Picture | Block) -> Any:
+def _kind(item: Item) -> Any:
+    if isinstance(item, Look):
+        return item.wish
     return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
 
 
 def _run_pictures(
-    engine: Engine, items: Sequence[Picture], limits: ImageLimits, observer: ModelObserver
-) -> Sequence[Row | Exception]:
+    items: Sequence[Picture],
+    card: ModelCard,
+    limits: ImageLimits,
+    observer: ModelObserver,
+    infer: Callable[[list[Fitted]], Sequence[Answer | Exception]],
+) -> Sequence[Row[Answer] | Exception]:
     """Pictures, decoded or encoded, to a row or an error each."""
-    decoded = [_decode(item, engine.card, limits) for item in items]
+    decoded = [_decode(item, card, limits) for item in items]
     for item, one in zip(items, decoded, strict=True):
         if not (isinstance(one, Exception) or isinstance(item, np.ndarray)):
             observer.decoded(one.seconds)
@@ -175,7 +206,7 @@ def _run_pictures(
     if not good:
         return [one for one in decoded if isinstance(one, Exception)]
     start = perf_counter()
-    answers = answer_rows(engine.card, engine.run(np.stack([one.pixels for one in good])))
+    answers = infer([one.fitted for one in good])
     inferred = perf_counter() - start
     observer.inferred(inferred)
     rows = iter(
@@ -185,11 +216,15 @@ def _run_pictures(
     return [one if isinstance(one, Exception) else next(rows) for one in decoded]
 
 
+def _stack(pictures: Sequence[Fitted]) -> Pixels:
+    return np.stack([one.pixels for one in pictures])
+
+
 def _decode(item: Picture, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
     if isinstance(item, Decoded):
         return item
     if isinstance(item, np.ndarray):
-        return Decoded(item, 0.0)
+        return Decoded(Fitted(item, (1.0, 1.0), (0.0, 0.0), (item.shape[1], item.shape[0])), 0.0)
     return decode_picture(item, card, limits)
 
 
@@ -197,10 +232,10 @@ def decode_picture(data: bytes, card: ModelCard, limits: ImageLimits) -> Decoded
     """An encoded picture as the card wants it, or what is wrong with it."""
     start = perf_counter()
     try:
-        pixels = load_input(data, card.input, limits).pixels
+        fitted = load_input(data, card.input, limits)
     except InvalidInput as error:
         return error
-    return Decoded(pixels, perf_counter() - start)
+    return Decoded(fitted, perf_counter() - start)
 
 
 def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:

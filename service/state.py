@@ -15,11 +15,12 @@ from service.audit_store import AuditStore
 from service.audits import Audits
 from service.batcher import Timed
 from service.catalog import Catalog
+from service.detector import Wish
 from service.errors import InvalidRequest, NotReady
 from service.exchange import Call
 from service.metrics import Metrics
 from service.schemas import decode_base64
-from service.served import Decoded, Served, decode_picture
+from service.served import Decoded, Look, Served, decode_picture
 from service.settings import Settings, usable_cores
 from service.telemetry import open_telemetry
 
@@ -101,7 +102,7 @@ class ServiceState:
         await self.catalog.load(name)
         self._why_not = None
 
-    def classifier(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
+    def with_card(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
         """The model of that name and version, which has a card.
 
         Raises:
@@ -113,9 +114,16 @@ class ServiceState:
         return served, served.card
 
     async def run(
-        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call
+        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call, wish: Wish | None = None
     ) -> list[Timed | Exception]:
         """Decodes and runs images; each result is a `served.Row` or the image's own error.
+
+        Args:
+            served: the model.
+            card: of it.
+            images: encoded.
+            call: that wants them.
+            wish: what is wanted of a detector.
 
         Raises:
             Overloaded: the queue is full.
@@ -125,11 +133,11 @@ class ServiceState:
         try:
             if len(images) == 1:
                 item = await self._prepare(images[0], card)
-                return [
-                    item if isinstance(item, Exception) else await _settled(batcher.submit(item, lambda: call.gone))
-                ]
+                if isinstance(item, Exception):
+                    return [item]
+                return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
             items = await self._prepare_all(images, card)
-            good = [item for item in items if not isinstance(item, Exception)]
+            good = [item if wish is None else Look(item, wish) for item in items if not isinstance(item, Exception)]
             results = iter(await batcher.submit_all(good, lambda: call.gone))
             return [item if isinstance(item, Exception) else next(results) for item in items]
         finally:

@@ -116,13 +116,13 @@ async def test_the_cap_counts_decompressed_bytes(http: httpx.AsyncClient) -> Non
 
 
 async def test_a_detector_is_refused(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier = ServiceState.classifier
+    with_card = ServiceState.with_card
 
     def detector(state: ServiceState, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
-        served, card = classifier(state, name, version)
+        served, card = with_card(state, name, version)
         return served, card.model_copy(update={"task": "detection"})
 
-    monkeypatch.setattr(ServiceState, "classifier", detector)
+    monkeypatch.setattr(ServiceState, "with_card", detector)
     found = problem_of(await http.post("/audits", content=SOME, headers=NDJSON), 422, "invalid-request")
     assert "is a detector" in found["detail"]
 

@@ -1,0 +1,144 @@
+"""A detector's checked bundle in a session, and what it says of one picture. Usable without HTTP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.boxes import make_anchors
+from models.bundle import Bundle
+from models.detect import Detection, Detections, Geometry, detector_of
+from models.image import Fitted
+from service.engine import check_card, check_golden, check_outputs, time_blank
+from service.errors import InferenceFailed
+from service.runtime import Device, Runtime
+
+_RAW = ("cls_logits", "box_deltas")
+_FOUND = ("boxes", "scores", "classes", "image_index")
+_TASK = Detection()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Which detections a request wants. Pictures of equal wishes share a batch.
+
+    Attributes:
+        score: detections above this score, in [0, 1].
+        iou: of two of a class that overlap by more, the better one stays.
+        most: of one picture at most; 0 wants the raw outputs instead.
+    """
+
+    score: float
+    iou: float
+    most: int
+
+
+RAW = Wish(1.0, 1.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """The raw outputs for one picture: what /loss needs.
+
+    Attributes:
+        cls_logits: (A, K) float32.
+        box_deltas: (A, 4) float32.
+        geometry: of the picture.
+    """
+
+    cls_logits: NDArray[np.float32]
+    box_deltas: NDArray[np.float32]
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The detections of one picture, in its own pixels."""
+
+    detections: Detections
+    geometry: Geometry
+
+
+class DetectorEngine:
+    """A detector's checked bundle in a session of ONNX Runtime.
+
+    Args:
+        bundle: what to run.
+        device: `cuda` refuses to run on anything else; `auto` takes CUDA where it works.
+        threads: intra-op threads on the CPU.
+
+    Raises:
+        BundleError: graph and card do not agree, or the golden pair is not met.
+        DeviceUnavailable: cuda was asked for and the session has no CUDA provider.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        self.card = bundle.card
+        self.runtime = Runtime(bundle.graph, device, threads)
+        self.device = self.runtime.device
+        self.spec = detector_of(self.card)
+        self.quick = False
+        anchors = len(make_anchors(self.spec, self.card.input.height, self.card.input.width))
+        shapes = {"cls_logits": (anchors, len(self.card.labels)), "box_deltas": (anchors, 4)}
+        check_card(self.runtime, self.card)
+        check_outputs(
+            self.runtime,
+            {name: ("FP32", shape) for name, shape in shapes.items()}
+            | {"boxes": ("FP32", (4,)), "scores": ("FP32", ()), "classes": ("INT64", ()), "image_index": ("INT64", ())},
+        )
+        check_golden(self.card, self.device, self._golden)
+
+    @property
+    def usual(self) -> Wish:
+        """What the card wants where a request says nothing."""
+        return Wish(self.spec.score_threshold, self.spec.iou_threshold, self.spec.max_detections)
+
+    def run(self, pictures: Sequence[Fitted], wish: Wish) -> list[Raw | Found | Exception]:
+        """What was wished for of each picture; one whose numbers are not finite becomes its own error.
+
+        Args:
+            pictures: of the input's size.
+            wish: the same for all.
+
+        Raises:
+            InferenceFailed: the runtime failed.
+        """
+        images = np.stack([one.pixels for one in pictures])
+        places = [Geometry(one.scale, one.offset, *one.size) for one in pictures]
+        if wish.most == 0:
+            logits, deltas = self._raw(images)
+            return [
+                Raw(logits[n], deltas[n], place)
+                if np.isfinite(logits[n]).all() and np.isfinite(deltas[n]).all()
+                else InferenceFailed("the model answered numbers that are not finite")
+                for n, place in enumerate(places)
+            ]
+        boxes, scores, classes, index = self.runtime.run(_feeds(images, wish), _FOUND)
+        return [
+            Found(_TASK.predict(boxes[index == n], classes[index == n], scores[index == n], place), place)
+            for n, place in enumerate(places)
+        ]
+
+    def seconds(self, size: int) -> float:
+        """How long a blank batch of that size takes; the best of three runs."""
+        return time_blank(self.card, lambda images: self.runtime.run(_feeds(images, self.usual), _FOUND), size)
+
+    def _raw(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        found = self.runtime.run(_feeds(images, RAW), _RAW)
+        if any(len(one) != len(images) for one in found):
+            raise InferenceFailed(f"the model answered {found[0].shape} for {len(images)} images")
+        return found
+
+    def _golden(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        logits, deltas = self._raw(images)
+        return {"logits": logits[0].max(axis=0), "deltas": deltas[0].mean(axis=0)}
+
+
+def _feeds(images: NDArray[np.uint8], wish: Wish) -> dict[str, NDArray[np.generic]]:
+    return {
+        "image": images,
+        "score_threshold": np.array([wish.score], np.float32),
+        "iou_threshold": np.array([wish.iou], np.float32),
+        "max_detections": np.array([wish.most], np.int64),
+    }
