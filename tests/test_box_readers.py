@@ -90,6 +90,7 @@ BROKEN: list[tuple[dict[str, object], str]] = [
     ({"id": 210, "bbox": [5, 5, True, 9]}, "annotation 210: 'True' is not a number"),
     ({"id": None, "bbox": "5 5 9 9"}, "annotation #15: bbox is not a list"),
     ({"id": 211, "bbox": [5, 5, 10**400, 9]}, "annotation 211: "),
+    ({"id": 212, "bbox": [5, 5, 9, 0]}, "annotation 212: no area"),
 ]
 
 
@@ -99,7 +100,9 @@ def test_a_coco_file_with_every_kind_of_broken_annotation(tmp_path: Path) -> Non
     file.document["annotations"] += [whole | change for change, _ in BROKEN]
     path = file.write()
     message = fails(path)
-    assert message.startswith(f"{len(BROKEN)} problems in instances.json:") and message.endswith("and 3 more")
+    assert message.startswith(f"{len(BROKEN)} problems in instances.json:") and message.endswith(
+        f"and {len(BROKEN) - 10} more"
+    )
     data = read_boxes(path, on_bad_box="drop", progress=False)
     said = [f"{one.origin}: {one.reason}" for one in data.dropped]
     assert len(said) == len(BROKEN) and found(data) == PAGES
