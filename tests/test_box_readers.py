@@ -100,9 +100,8 @@ def test_a_coco_file_with_every_kind_of_broken_annotation(tmp_path: Path) -> Non
     file.document["annotations"] += [whole | change for change, _ in BROKEN]
     path = file.write()
     message = fails(path)
-    assert message.startswith(f"{len(BROKEN)} problems in instances.json:") and message.endswith(
-        f"and {len(BROKEN) - 10} more"
-    )
+    assert message.startswith(f"{len(BROKEN)} problems in instances.json:")
+    assert message.endswith(f"and {len(BROKEN) - 10} more")
     data = read_boxes(path, on_bad_box="drop", progress=False)
     said = [f"{one.origin}: {one.reason}" for one in data.dropped]
     assert len(said) == len(BROKEN) and found(data) == PAGES
