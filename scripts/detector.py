@@ -180,7 +180,7 @@ def choose_size(config: TrainConfig, samples: Sequence[BoxSample]) -> ImageInput
     height = width = plan_of(config.net).side
     if config.size is not None:
         height, width = config.size
-    elif len(sizes) == 1 and max(*sizes) <= (_LARGEST_AUTO, _LARGEST_AUTO):
+    elif len(sizes) == 1 and max(next(iter(sizes))) <= _LARGEST_AUTO:
         height, width = sizes.pop()
     return ImageInput(height=height, width=width, resize=config.resize)
 

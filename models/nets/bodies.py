@@ -14,7 +14,7 @@ from models.nets.small import ResidualStage
 
 _RESNET_WIDTHS = (128, 256, 512)
 _MOBILENET_TAPS, _MOBILENET_CHANNELS = (6, 13, 18), (32, 96, 1280)
-_SMALL_STEM, _SMALL_WIDTHS = 24, (48, 64, 128)
+_SMALL_STEM, _SMALL_WIDTHS = (16, 32), (64, 128, 256)
 
 
 class Body(nn.Module):
@@ -68,19 +68,19 @@ class MobileNetBody(Body):
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.taps = _MOBILENET_TAPS[:outputs]
-        self.features = MobileNetV2(1).features[: self.taps[-1] + 1]
+        self.features = nn.Sequential(*list(MobileNetV2(1).features.children())[: self.taps[-1] + 1])
         self.channels = _MOBILENET_CHANNELS[:outputs]
 
     def stages(self) -> list[list[nn.Module]]:
         """Stem with the first block, then the blocks of stride 4, 8, ..."""
-        blocks = list(self.features)
+        blocks = list(self.features.children())
         ends = [0, 2, 4, 7, 14, 19]
         return [blocks[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True) if start < len(blocks)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Body`."""
         found, x = [], images
-        for index, block in enumerate(self.features):
+        for index, block in enumerate(self.features.children()):
             x = block(x)
             if index in self.taps:
                 found.append(x)
@@ -88,16 +88,18 @@ class MobileNetBody(Body):
 
 
 class SmallBody(Body):
-    """A small residual body for scenes of 100 to 300 pixels, quick to train on a CPU from scratch."""
+    """A small residual body for scenes of 100 to 300 pixels, quick to train on a CPU from scratch.
+
+    Nothing is computed at stride 4, where a body spends most of its time.
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, _SMALL_STEM, 3, 2, padding=1, bias=False), nn.BatchNorm2d(_SMALL_STEM), nn.ReLU(inplace=True)
-        )
-        widths = (_SMALL_STEM, *_SMALL_WIDTHS, 2 * _SMALL_WIDTHS[-1])[: outputs + 2]
-        self.blocks = nn.Sequential(*map(ResidualStage, widths[:-1], widths[1:], [2] * (outputs + 1)))
-        self.channels = widths[2:]
+        first, second = _SMALL_STEM
+        self.stem = nn.Sequential(conv_bn_relu(3, first), conv_bn_relu(first, second))
+        widths = (second, *_SMALL_WIDTHS[:outputs])
+        self.blocks = nn.Sequential(*map(ResidualStage, widths[:-1], widths[1:], [2] * outputs))
+        self.channels = widths[1:]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -112,7 +114,14 @@ class SmallBody(Body):
         for block in self.blocks:
             x = block(x)
             found.append(x)
-        return found[1:]
+        return found
+
+
+def conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """A 3x3 convolution that halves both sides, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
 def resnet_body(block: Block, *depths: int) -> Callable[[int], Body]:

@@ -139,7 +139,7 @@ def _append_suppression(graph: onnx.ModelProto, detector: DetectorSpec, classes:
     merged = onnx.compose.merge_models(
         graph, prefixed, io_map=[(name, name) for name in _CANDIDATES], outputs=[*RAW, *DETECTIONS]
     )
-    defaults = {
+    defaults: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
         "score_threshold": np.array([detector.score_threshold], np.float32),
         "iou_threshold": np.array([detector.iou_threshold], np.float32),
         "max_detections": np.array([detector.max_detections], np.int64),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +121,7 @@ class RetinaNet(nn.Module):
     @property
     def body(self) -> Body:
         """The backbone below the pyramid."""
-        return cast(Body, self.backbone.body)
+        return self.backbone.body
 
 
 def anchors_per_cell(spec: DetectorSpec) -> int:
