@@ -1,4 +1,4 @@
-"""COCO's JSON: images, categories, annotations, read into boxes."""
+"""COCO's JSON: images, categories, annotations, read into boxes, and written."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from models.errors import InvalidInput
+from scripts.box_data import BoxDataSet
 from scripts.box_tables import BoxTable, RawBox, RawImage, read_box, read_bytes
 from scripts.readers import Skipped
 from scripts.tables import SPLITS, Problems
@@ -49,6 +50,28 @@ def read_coco(path: Path, images: Path | None = None) -> BoxTable:
     root = path.parent if images is None else images
     folders = (path.parent, path.parent / "images") if images is None else (images,)
     return BoxTable(root, folders, tuple(found), tuple(names.values()), tuple(faults))
+
+
+def write_coco(path: Path, data: BoxDataSet) -> None:
+    """Writes a data set as one COCO file, with the keys `split` and `group` where samples have them.
+
+    Pictures are not copied: the file has their paths from the root. Ids count from 1; ignored boxes have `iscrowd`.
+    """
+    images: list[Record] = []
+    annotations: list[Record] = []
+    for number, sample in enumerate(data.samples, start=1):
+        about = {"id": number, "file_name": data.relative(sample), "width": sample.width, "height": sample.height}
+        places = {"split": sample.split, "group": sample.group}
+        images.append(about | {key: value for key, value in places.items() if value is not None})
+        rows = zip(sample.boxes.xyxy.tolist(), sample.boxes.labels.tolist(), sample.boxes.ignored.tolist(), strict=True)
+        for (x1, y1, x2, y2), label, ignored in rows:
+            wide, high = x2 - x1, y2 - y1
+            box = {"bbox": [x1, y1, wide, high], "area": wide * high, "iscrowd": int(ignored)}
+            place = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1}
+            annotations.append(place | box)
+    categories = [{"id": number, "name": name} for number, name in enumerate(data.labels, start=1)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
 
 
 def _parse(path: Path) -> Record:
