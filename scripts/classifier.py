@@ -155,7 +155,9 @@ def choose_input(config: TrainConfig, first: Sample) -> ImageInput:
     return ImageInput(height=height, width=width, resize=config.resize)
 
 
-def build_classifier(config: TrainConfig, parts: Parts, device: torch.device, fingerprint: str | None = None) -> ClassifierJob:
+def build_classifier(
+    config: TrainConfig, parts: Parts, device: torch.device, fingerprint: str | None = None
+) -> ClassifierJob:
     """Net, loss and optimizer, and the images decoded; the data is hashed where its fingerprint is not known."""
     torch.manual_seed(config.seed)
     task, labels = parts.data.task, parts.data.labels

@@ -117,7 +117,7 @@ class DetectorJob:
     def validate(self, epoch: int) -> dict[str, Score]:
         """Average precision on the validation part, in pixels of the input."""
         found = predict_validation(self.served, self.val_store, len(self.val_boxes), self.device)
-        return score_validation(found, self.val_boxes, len(self.parts.data.labels), self.config.max_detections)
+        return score_validation(found, self.val_boxes, self.parts.data.labels, self.config.max_detections)
 
     def describe(self, scores: dict[str, Score]) -> str:
         """The scores in a few words."""
@@ -125,7 +125,8 @@ class DetectorJob:
 
     def keep(self, epoch: int) -> None:
         """A picture of what the best weights find: `validation.png` in the run's folder."""
-        draw_validation(self.folder, self.served, self.val_store, self.val_boxes, self.parts.data.labels, self.device)
+        path = self.folder / "validation.png"
+        draw_validation(path, self.served, self.val_store, self.val_boxes, self.parts.data.labels, self.device)
 
     def export(self, facts: dict[str, Any], epochs: int) -> Export:
         """Measures on the validation part, and exports."""

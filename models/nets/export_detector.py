@@ -112,7 +112,9 @@ def export_detector(net: RetinaNet, facts: dict[str, Any], images: Pixels) -> Ex
     session = open_session(graph.SerializeToString())
     difference = _measure_parity(served, session, sample)
     if not difference <= PARITY_LIMIT:
-        raise BundleError(f"ONNX Runtime's outputs differ from torch's by {difference:.3g}; {PARITY_LIMIT:g} is allowed")
+        raise BundleError(
+            f"ONNX Runtime's outputs differ from torch's by {difference:.3g}; {PARITY_LIMIT:g} is allowed"
+        )
     _check_boxes(session, sample, spec, detector)
     logits, deltas = run_raw(session, sample[:1])
     golden = Golden(
@@ -123,9 +125,7 @@ def export_detector(net: RetinaNet, facts: dict[str, Any], images: Pixels) -> Ex
     return seal(graph, ModelCard(**facts, golden=golden, parity_max_difference=difference))
 
 
-def run_raw(
-    session: onnxruntime.InferenceSession, images: Pixels
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def run_raw(session: onnxruntime.InferenceSession, images: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits (N, A, K) and deltas (N, A, 4) of images (N, H, W, 3), without suppression."""
     logits, deltas = session.run(list(RAW), {"image": images, "max_detections": np.zeros(1, np.int64)})
     return logits, deltas
@@ -139,6 +139,7 @@ def _append_suppression(graph: onnx.ModelProto, detector: DetectorSpec, classes:
     merged = onnx.compose.merge_models(
         graph, prefixed, io_map=[(name, name) for name in _CANDIDATES], outputs=[*RAW, *DETECTIONS]
     )
+    del merged.opset_import[1:]  # both graphs' own, the same
     defaults: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
         "score_threshold": np.array([detector.score_threshold], np.float32),
         "iou_threshold": np.array([detector.iou_threshold], np.float32),
