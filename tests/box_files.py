@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class CocoFile:
         return path
 
 
+@cache
 def garments() -> dict[str, Pixels]:
     """One (28, 28) uint8 garment of each class, by name."""
     data = resources.files("scripts").joinpath("data", "garments.npz").read_bytes()

@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from models.errors import InvalidInput
 from models.image import decode_image
 from scripts.box_readers import BOX_READERS, infer_box_format, is_detection, read_boxes
 from scripts.box_tables import turn_box
@@ -88,6 +90,7 @@ BROKEN: list[tuple[dict[str, object], str]] = [
     ({"id": 210, "bbox": [5, 5, True, 9]}, "annotation 210: 'True' is not a number"),
     ({"id": None, "bbox": "5 5 9 9"}, "annotation #15: bbox is not a list"),
     ({"id": 211, "bbox": [5, 5, 10**400, 9]}, "annotation 211: "),
+    ({"id": 212, "bbox": [5, 5, 9, 0]}, "annotation 212: no area"),
 ]
 
 
@@ -97,7 +100,9 @@ def test_a_coco_file_with_every_kind_of_broken_annotation(tmp_path: Path) -> Non
     file.document["annotations"] += [whole | change for change, _ in BROKEN]
     path = file.write()
     message = fails(path)
-    assert message.startswith(f"{len(BROKEN)} problems in instances.json:") and message.endswith("and 3 more")
+    assert message.startswith(f"{len(BROKEN)} problems in instances.json:") and message.endswith(
+        f"and {len(BROKEN) - 10} more"
+    )
     data = read_boxes(path, on_bad_box="drop", progress=False)
     said = [f"{one.origin}: {one.reason}" for one in data.dropped]
     assert len(said) == len(BROKEN) and found(data) == PAGES
@@ -329,3 +334,47 @@ def test_the_fingerprint_ignores_order_and_place_and_sees_boxes_labels_and_conte
     assert read_boxes(file.write(), progress=False).fingerprint() != first
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "b" / "images" / "one.png")
     assert read_boxes(tmp_path / "b" / "instances.json", progress=False).fingerprint() != first
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["", "x", "\0", "\ud800", "../x.png", "1e999", 10**400, -(2**63)]),
+    st.lists(st.integers(0, 3), max_size=5),
+    st.dictionaries(st.sampled_from(["id", "bbox"]), st.integers(), max_size=2),
+)
+KEYS = ["id", "image_id", "category_id", "bbox", "iscrowd", "file_name", "width", "height", "name", "split", "group"]
+
+
+@given(st.sampled_from(["images", "annotations", "categories"]), st.sampled_from(KEYS), JUNK, st.booleans())
+def test_junk_anywhere_in_a_coco_file_is_read_or_refused_in_words(part: str, key: str, junk: object, row: bool) -> None:
+    with TemporaryDirectory() as folder:
+        file = coco(Path(folder), ".")
+        if row:
+            file.document[part][0][key] = junk
+        else:
+            file.document[part] = [junk, *file.document[part]] if key < "d" else junk
+        path = file.write()
+        try:
+            data = read_boxes(path, on_bad_box="drop", on_bad_image="skip", progress=False)
+        except InvalidInput:
+            return
+        assert all((one.boxes.xyxy[:, 2:] > one.boxes.xyxy[:, :2]).all() for one in data.samples)
+        assert len(data.fingerprint()) == 64
+
+
+@settings(max_examples=50)
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_junk_in_a_line_is_named_whatever_it_is(junk: str) -> None:
+    with TemporaryDirectory() as folder:
+        labels = yolo(Path(folder) / "y") / "labels" / "none.txt"
+        labels.write_text(junk, encoding="utf-8")
+        read_boxes(Path(folder) / "y", on_bad_box="drop", progress=False)
+        table = box_csv(Path(folder) / "c")
+        table.write_bytes(table.read_bytes() + junk.replace('"', "").encode())
+        try:
+            read_boxes(table, on_bad_box="drop", on_bad_image="skip", progress=False)
+        except InvalidInput as error:
+            assert "boxes.csv" in str(error)
