@@ -7,6 +7,7 @@ RetinaNet's weights mean the same here.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ TIE = 1e-5
 """IoUs this near to each other are equal: float32 pixels must not decide which anchor learns a box."""
 MOST_GROWTH = math.log(1000.0 / 16.0)
 """Largest log-ratio of a box's side to its anchor's that is decoded (torchvision)."""
-_ROWS_AT_ONCE = 8192
+_CELLS_AT_ONCE = 400_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,47 @@ def box_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats
     """Intersection over union (N, M), in [0, 1], of boxes (N, 4) and (M, 4); 0 where both are empty."""
     common = intersections(first, second)
     union = box_areas(first)[:, None] + box_areas(second)[None, :] - common
+    return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of boxes of two sets that overlap; all others have an IoU of 0.
+
+    Attributes:
+        first: (P,) int64 index into the first set, ascending.
+        second: (P,) int64 index into the second set, ascending for each of the first.
+        iou: (P,) float64, above 0 but for what underflows.
+    """
+
+    first: Indices
+    second: Indices
+    iou: Floats
+
+
+def overlapping_pairs(first: NDArray[np.floating], second: NDArray[np.floating]) -> Pairs:
+    """The pairs of boxes (N, 4) and (M, 4) that overlap: what `box_iou` says, where most of it would be 0.
+
+    There may be N * M of them: see `parts_of`.
+    """
+    a, b = np.asarray(first, np.float64), np.ascontiguousarray(np.asarray(second, np.float64).T)
+    x1, y1, x2, y2 = a.T[:, :, None]
+    rows, columns = np.nonzero((b[0] < x2) & (b[2] > x1) & (b[1] < y2) & (b[3] > y1))
+    return Pairs(rows, columns, paired_iou(a[rows], b.T[columns]))
+
+
+def parts_of(count: int, width: int) -> list[tuple[int, int]]:
+    """First and last + 1 of the rows to work on at once, so that (rows, width) stays small; one part at least."""
+    step = max(1, _CELLS_AT_ONCE // max(1, width))
+    return list(pairwise([*range(0, count, step), count])) or [(0, 0)]
+
+
+def paired_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats:
+    """Intersection over union (N,), in [0, 1], of boxes (N, 4) and (N, 4), row by row; 0 where both are empty."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    sides = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0.0, None)
+    common = sides[:, 0] * sides[:, 1]
+    union = box_areas(a) + box_areas(b) - common
     return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
 
 
@@ -119,22 +161,36 @@ def match_anchors(
     found = np.full(len(anchors), BACKGROUND, np.int64)
     if len(real):
         given = np.asarray(boxes, np.float64)[real]
-        parts = [box_iou(anchors[at : at + _ROWS_AT_ONCE], given) for at in range(0, len(anchors), _ROWS_AT_ONCE)]
-        overlap = np.concatenate(parts)
-        best = overlap.max(axis=1)
+        best, pairs = _contenders(anchors, given, spec.positive_iou)
         found[best >= spec.negative_iou - TIE] = UNCOUNTED
-        positive = best >= spec.positive_iou - TIE
-        # Among boxes that tie for an anchor the first one: the order of columns must not depend on rounding.
-        found[positive] = real[(overlap[positive] >= best[positive, None] - TIE).argmax(axis=1)]
-        top = overlap.max(axis=0)
-        rescued = (overlap >= top[None, :] - TIE) & (overlap > 0.0) & ~positive[:, None]
-        lonely = np.flatnonzero(rescued.any(axis=1))
-        found[lonely] = real[np.where(rescued[lonely], overlap[lonely], -1.0).argmax(axis=1)]
+        positive = (best >= spec.positive_iou - TIE) & (best > 0.0)
+        box, anchor = pairs.first, pairs.second
+        # Among boxes that tie for an anchor the first one, which is written last: rounding must not decide.
+        own = np.flatnonzero(positive[anchor] & (pairs.iou >= best[anchor] - TIE))[::-1]
+        found[anchor[own]] = real[box[own]]
+        top = np.zeros(len(given))
+        np.maximum.at(top, box, pairs.iou)
+        lonely = np.flatnonzero(~positive[anchor] & (pairs.iou >= top[box] - TIE))
+        lonely = lonely[np.lexsort((-box[lonely], pairs.iou[lonely]))]
+        found[anchor[lonely]] = real[box[lonely]]
     if ignored.any():
         own = np.maximum(box_areas(anchors), 1e-9)
         inside = intersections(anchors, np.asarray(boxes, np.float64)[ignored]).max(axis=1) / own
         found[(inside >= 0.5 - TIE) & (found == BACKGROUND)] = UNCOUNTED
     return found
+
+
+def _contenders(anchors: NDArray[np.floating], boxes: Floats, positive_iou: float) -> tuple[Floats, Pairs]:
+    """Each anchor's largest IoU (A,), and the pairs of a box and an anchor that may come to learn it."""
+    best, kept = np.zeros(len(anchors)), list[Pairs]()
+    for first, last in parts_of(len(boxes), len(anchors)):
+        pairs = overlapping_pairs(boxes[first:last], anchors)
+        np.maximum.at(best, pairs.second, pairs.iou)
+        top = np.zeros(last - first)
+        np.maximum.at(top, pairs.first, pairs.iou)
+        near = (pairs.iou >= np.minimum(positive_iou - TIE, top[pairs.first]) - TIE) & (pairs.iou > 0.0)
+        kept.append(Pairs(pairs.first[near] + first, pairs.second[near], pairs.iou[near]))
+    return best, Pairs(*(np.concatenate([getattr(part, name) for part in kept]) for name in ("first", "second", "iou")))
 
 
 def encode_boxes(boxes: NDArray[np.floating], anchors: NDArray[np.floating]) -> Floats:
@@ -169,13 +225,20 @@ def suppress(boxes: NDArray[np.floating], scores: NDArray[np.floating], iou: flo
         iou: a box that overlaps a better one by more than this is dropped.
     """
     order = np.argsort(-np.asarray(scores), kind="stable")
-    given, kept = np.asarray(boxes, np.float64), list[int]()
-    while len(order):
-        first = order[0]
-        kept.append(int(first))
-        rest = order[1:]
-        order = rest[box_iou(given[first : first + 1], given[rest])[0] <= iou]
-    return np.asarray(kept, np.int64)
+    given, kept = np.asarray(boxes, np.float64)[order], list[Indices]()
+    left = np.arange(len(order))
+    while len(left):
+        step = parts_of(len(left), len(left))[0][1]
+        pairs = overlapping_pairs(given[left[:step]], given[left])
+        rival = (pairs.iou > iou) & (pairs.second > pairs.first)
+        first, second = pairs.first[rival], pairs.second[rival]
+        starts, stays = np.searchsorted(first, np.arange(step + 1)), np.ones(len(left), bool)
+        for k in np.flatnonzero(np.diff(starts)):
+            if stays[k]:
+                stays[second[starts[k] : starts[k + 1]]] = False
+        kept.append(left[:step][stays[:step]])
+        left = left[step:][stays[step:]]
+    return np.asarray(order[np.concatenate([*kept, left])], np.int64)
 
 
 def to_input(boxes: NDArray[np.floating], scale: tuple[float, float], offset: tuple[float, float]) -> Floats:

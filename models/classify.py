@@ -31,7 +31,7 @@ class Multiclass:
             if abs(soft.sum() - 1.0) > _SUM_TOLERANCE:
                 raise InvalidLabel(f"a soft label must sum to 1 (it sums to {soft.sum():.6g})")
             return np.asarray(soft / soft.sum())
-        return np.asarray(_index(label, card.labels), np.int64)
+        return np.asarray(label_index(label, card.labels), np.int64)
 
     def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): the likeliest class."""
@@ -94,13 +94,13 @@ class Multilabel:
         """A label as (K,) float64 in [0, 1]: from a name, an index, a list of names, or K numbers."""
         count = len(card.labels)
         if isinstance(label, list) and all(isinstance(name, str) for name in label):
-            indices = [_index(name, card.labels) for name in label]
+            indices = [label_index(name, card.labels) for name in label]
             if len(set(indices)) != len(indices):
                 raise InvalidLabel("a label is named twice")
             return np.isin(np.arange(count), indices).astype(np.float64)
         if isinstance(label, list):
             return _soft_vector(label, count)
-        return np.asarray(np.arange(count) == _index(label, card.labels), np.float64)
+        return np.asarray(np.arange(count) == label_index(label, card.labels), np.float64)
 
     def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): every class at or above its decision threshold."""
@@ -129,7 +129,7 @@ class Binary:
             if len(soft) == 2 and abs(soft.sum() - 1.0) > _SUM_TOLERANCE:
                 raise InvalidLabel(f"a soft label must sum to 1 (it sums to {soft.sum():.6g})")
             return np.asarray(soft[-1:] / (soft.sum() if len(soft) == 2 else 1.0))
-        return np.asarray([_index(label, card.labels)], np.float64)
+        return np.asarray([label_index(label, card.labels)], np.float64)
 
     def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, 1): positive at or above the decision threshold."""
@@ -162,6 +162,27 @@ def is_clipped(p: Floats, target: NDArray[Any]) -> bool:
         return bool(0 <= target < len(p) and p[target] == 0.0)
     impossible = ((p == 0.0) & (target > 0.0)) | ((p == 1.0) & (target == 0.0))
     return bool(impossible.any())
+
+
+def label_index(label: Any, labels: Sequence[str]) -> int:
+    """A label by name or index as an index into the labels.
+
+    Raises:
+        InvalidLabel: neither, or not one of this model's.
+    """
+    if isinstance(label, str):
+        if label not in labels:
+            raise InvalidLabel(f"the model has no label of that name; it has {_few(labels)}")
+        return labels.index(label)
+    if type(label) is not int:
+        raise InvalidLabel("a label is an index (whole number), a name, a list of names, or a list of numbers")
+    if not 0 <= label < len(labels):
+        raise InvalidLabel(
+            f"label index {label} is out of range: 0 to {len(labels) - 1}"
+            if abs(label) < 1e9
+            else f"the label index is out of range: 0 to {len(labels) - 1}"
+        )
+    return label
 
 
 def _score_sigmoid(rows: Floats, targets: Floats, card: ModelCard, options: ScoreOptions, raw: Bools) -> LabelScores:
@@ -214,22 +235,6 @@ def _suggestion(better: NDArray[np.bool_], now: NDArray[np.bool_], card: ModelCa
     if (better == now).all():
         return None
     return int(better[0]) if card.task == "binary" else tuple(np.flatnonzero(better).tolist())
-
-
-def _index(label: Any, labels: Sequence[str]) -> int:
-    if isinstance(label, str):
-        if label not in labels:
-            raise InvalidLabel(f"the model has no label of that name; it has {_few(labels)}")
-        return labels.index(label)
-    if type(label) is not int:
-        raise InvalidLabel("a label is an index (whole number), a name, a list of names, or a list of numbers")
-    if not 0 <= label < len(labels):
-        raise InvalidLabel(
-            f"label index {label} is out of range: 0 to {len(labels) - 1}"
-            if abs(label) < 1e9
-            else f"the label index is out of range: 0 to {len(labels) - 1}"
-        )
-    return label
 
 
 def _soft_vector(label: Sequence[Any], count: int) -> Floats:

@@ -6,12 +6,14 @@ from numpy.typing import NDArray
 
 from models.boxes import (
     BACKGROUND,
+    TIE,
     UNCOUNTED,
     box_iou,
     decode_boxes,
     encode_boxes,
     make_anchors,
     match_anchors,
+    overlapping_pairs,
     suppress,
     to_input,
     to_original,
@@ -34,6 +36,50 @@ def test_iou_of_known_boxes() -> None:
     first = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 4, 4], [5, 5, 5, 5]], float)
     second = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [5, 5, 5, 5]], float)
     assert np.allclose(np.diag(box_iou(first, second)), [1.0, 1 / 3, 0.0, 0.0], atol=1e-15)
+
+
+def test_overlapping_pairs_are_what_is_not_zero_in_the_matrix() -> None:
+    first, second = np.round(some_boxes(30)), np.round(some_boxes(40, seed=1))
+    matrix, found = box_iou(first, second), overlapping_pairs(first, second)
+    assert np.array_equal(np.stack(np.nonzero(matrix)), np.stack([found.first, found.second]))
+    assert np.array_equal(matrix[found.first, found.second], found.iou)
+    for none in (overlapping_pairs(first[:0], second), overlapping_pairs(first, second[:0])):
+        assert len(none.first) == len(none.second) == len(none.iou) == 0
+
+
+@pytest.mark.parametrize(("iou", "cells"), [(0.0, 10**6), (0.3, 10**6), (0.3, 100), (0.5, 1), (1.0, 100)])
+def test_suppression_is_greedy(iou: float, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.boxes._CELLS_AT_ONCE", cells)
+    for seed in range(20):
+        boxes, scores = some_boxes(60, seed, side=64.0), np.random.default_rng(seed).integers(0, 20, 60) / 20
+        kept = list[int]()
+        for k in np.argsort(-scores, kind="stable").tolist():
+            if not kept or box_iou(boxes[k : k + 1], boxes[kept]).max() <= iou:
+                kept.append(k)
+        assert suppress(boxes, scores, iou).tolist() == kept
+
+
+def match_by_hand(boxes: NDArray[np.float64], anchors: NDArray[np.float64], spec: DetectorSpec) -> list[int]:
+    """The rule of `match_anchors` without ignored boxes, anchor by anchor."""
+    overlap, found = box_iou(anchors, boxes), list[int]()
+    for row in overlap:
+        rescued = [m for m in range(len(boxes)) if row[m] > 0.0 and row[m] >= overlap[:, m].max() - TIE]
+        if row.max() >= spec.positive_iou - TIE:
+            found.append(next(m for m in range(len(boxes)) if row[m] >= row.max() - TIE))
+        elif rescued:
+            found.append(max(rescued, key=lambda m: (row[m], -m)))
+        else:
+            found.append(UNCOUNTED if row.max() >= spec.negative_iou - TIE else BACKGROUND)
+    return found
+
+
+@pytest.mark.parametrize("cells", [1, 400_000])
+@pytest.mark.parametrize("seed", range(4))
+def test_matching_is_the_rule(seed: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.boxes._CELLS_AT_ONCE", cells)
+    anchors, boxes = make_anchors(SPEC, 64, 64), np.round(some_boxes(14, seed, side=64.0))
+    boxes = np.concatenate([boxes, boxes[:2], boxes[:1] + 1.0])
+    assert match_anchors(anchors, boxes, SPEC).tolist() == match_by_hand(boxes, anchors, SPEC)
 
 
 def test_anchors_are_torchvisions() -> None:

@@ -1,0 +1,208 @@
+"""From signs to causes: what is wrong with a given box, and how probable that is.
+
+With the card's calibrator (a multinomial logistic regression, fitted at export on validation boxes of which some were
+spoilt on purpose) causes are probabilities. Without one, each cause has its plain score in [0, 1], and the quality is
+the probability at which a single label would have the box's focal loss.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.box_quality import SWAP_RATE, BoxSigns
+from models.box_view import GAMMA
+from models.boxes import Floats, Indices
+from models.calibration import log_softmax
+from models.card import BoxCalibrator
+from models.errors import BundleError, InvalidInput
+from models.losses import binary_margin_focal
+
+CAUSES = ("none", "badly_located", "swapped", "spurious")
+"""What can be wrong with a given box, by index."""
+NONE, BADLY_LOCATED, SWAPPED, SPURIOUS = range(4)
+
+SIGNS = (
+    "located",
+    "swapped",
+    "doubted",
+    "spurious",
+    "focal",
+    "own",
+    "near",
+    "on",
+    "given",
+    "other",
+    "on_given",
+    "on_other",
+    "pull",
+    "fit",
+    "reach",
+)
+PRODUCTS = (("doubted", "on"), ("pull", "own"), ("spurious", "pull"), ("given", "fit"))
+FEATURES = (*SIGNS, *(f"log {name}" for name in SIGNS), *(f"{first} * {second}" for first, second in PRODUCTS))
+"""What a calibrator may weigh: 15 signs, their logarithms, and four products of two."""
+UNFITTED_THRESHOLD = 0.1
+"""Without a calibrator a box of less quality is an issue: its focal mean is that of a label given a chance of .1."""
+_LOG_FLOOR = 1e-4
+_STEPS = 50
+_HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is thought of M given boxes.
+
+    Attributes:
+        causes: (M, 4) in [0, 1], columns as CAUSES. From a calibrator: probabilities, rows sum to 1. Else: quality,
+            then plain scores, of use to rank boxes by one cause.
+        quality: (M,) in [0, 1], 0 = surely wrong: column 0.
+        is_issue: (M,) bool.
+        cause: (M,) int64, index into CAUSES: the likeliest cause of an issue, NONE where there is no issue.
+    """
+
+    causes: Floats
+    quality: Floats
+    is_issue: NDArray[np.bool_]
+    cause: Indices
+
+
+def judge_boxes(signs: BoxSigns, calibrator: BoxCalibrator | None) -> Judgement:
+    """What is thought of given boxes, from their signs; each box on its own.
+
+    With a calibrator a box is an issue where P(none) < .5; without one where its quality is below .1.
+
+    Args:
+        signs: of M boxes.
+        calibrator: the card's.
+
+    Raises:
+        BundleError: the calibrator weighs a feature, or names a cause, that is not known.
+    """
+    if calibrator is None:
+        causes, threshold = _plain_causes(signs), UNFITTED_THRESHOLD
+        weighed = _evenly_weighed(signs)
+    else:
+        causes, threshold = apply_calibrator(calibrator, signs), 0.5
+        weighed = causes[:, 1:]
+    is_issue = causes[:, NONE] < threshold
+    return Judgement(causes, causes[:, NONE], is_issue, np.where(is_issue, 1 + weighed.argmax(axis=1), NONE))
+
+
+def box_features(signs: BoxSigns) -> Floats:
+    """(M, F) float64, columns as FEATURES."""
+    plain = {name: np.asarray(getattr(signs, name), np.float64) for name in SIGNS}
+    columns = [*plain.values(), *(np.log(values + _LOG_FLOOR) for values in plain.values())]
+    return np.stack([*columns, *(plain[first] * plain[second] for first, second in PRODUCTS)], axis=1)
+
+
+def apply_calibrator(calibrator: BoxCalibrator, signs: BoxSigns) -> Floats:
+    """Probabilities (M, 4) of CAUSES; 0 for a cause that the calibrator has not.
+
+    Raises:
+        BundleError: a feature or a cause that is not known.
+    """
+    for kind, names, known in (("feature", calibrator.features, FEATURES), ("cause", calibrator.causes, CAUSES)):
+        if not set(names) <= set(known):
+            raise BundleError(f"detector.calibrator: no {kind} {sorted(set(names) - set(known))[0]!r} is known")
+    columns = [FEATURES.index(name) for name in calibrator.features]
+    x = (box_features(signs)[:, columns] - np.asarray(calibrator.mean)) / np.asarray(calibrator.scale)
+    out = np.zeros((len(x), len(CAUSES)))
+    weights = np.asarray(calibrator.weights, np.float64).reshape(len(columns), -1)
+    out[:, [CAUSES.index(name) for name in calibrator.causes]] = _softmax(x @ weights + np.asarray(calibrator.bias))
+    return out
+
+
+def fit_calibrator(features: Floats, causes: Indices, strength: float = 1.0) -> BoxCalibrator:
+    """Fits the calibrator: penalised maximum likelihood by Newton's method on standardised features.
+
+    P(none) is of data with as many wrong boxes as these: fit on what is expected, about one in ten.
+
+    Args:
+        features: (N, F) of boxes that the detector was not trained on, columns as FEATURES.
+        causes: (N,) int64, what is wrong with each, index into CAUSES.
+        strength: of the squared-weight penalty, which half of each is multiplied with; the bias is free.
+
+    Returns:
+        The calibrator of the causes that occur.
+
+    Raises:
+        InvalidInput: no sound box, or nothing but sound boxes.
+    """
+    present = np.unique(causes)
+    if NONE not in present or len(present) < 2:
+        raise InvalidInput("a calibrator is fitted on sound boxes and wrong ones; one kind is absent")
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(spread > 1e-9, spread, 1.0)
+    x = np.concatenate([(features - mean) / scale, np.ones((len(features), 1))], axis=1)
+    weights = _newton(x, (causes[:, None] == present).astype(np.float64), strength)
+    return BoxCalibrator(
+        causes=[CAUSES[k] for k in present],
+        features=list(FEATURES),
+        mean=mean.tolist(),
+        scale=scale.tolist(),
+        weights=weights[:-1].tolist(),
+        bias=weights[-1].tolist(),
+    )
+
+
+def _plain_causes(signs: BoxSigns) -> Floats:
+    quality = _equivalent_probability(signs.focal)
+    return np.stack([quality, signs.located, signs.doubted * signs.on, _spurious(signs)], axis=1)
+
+
+def _evenly_weighed(signs: BoxSigns) -> Floats:
+    """(M, 3) the plain scores of the causes made fit to be compared with each other; each keeps its order."""
+    # Swaps are held to be rare, and a detector trained with focal loss is rarely sure of what it sees.
+    doubted = signs.doubted / (signs.doubted + (1.0 - signs.doubted) * SWAP_RATE / (1.0 - SWAP_RATE))
+    return np.stack([signs.located, doubted * signs.on, _spurious(signs) ** 2], axis=1)
+
+
+def _spurious(signs: BoxSigns) -> Floats:
+    # A badly drawn box has no prediction at IoU .5 and would pass for spurious: here .25 is near enough.
+    return np.minimum(signs.spurious, 1.0 - signs.near)
+
+
+def _equivalent_probability(focal: Floats) -> Floats:
+    """The probability in [0, 1] whose focal loss this is, by bisection of its log-odds; falls as the loss rises."""
+    low, high = np.full(len(focal), -700.0), np.full(len(focal), 700.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        above = binary_margin_focal(middle, GAMMA) > focal
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.asarray(1.0 / (1.0 + np.exp(-(low + high) / 2.0)))
+
+
+def _newton(x: Floats, y: Floats, strength: float) -> Floats:
+    """Weights (F + 1, C) of a softmax regression of y (N, C) on x (N, F + 1), the last row of them not penalised."""
+    width, kinds = x.shape[1], y.shape[1]
+    penalty = np.full((width, kinds), strength)
+    penalty[-1] = 1e-6  # the biases are determined up to a constant only
+    weights = np.zeros((width, kinds))
+    value = _objective(x, y, weights, penalty)
+    for _ in range(_STEPS):
+        p = _softmax(x @ weights)
+        slope = x.T @ (p - y) + penalty * weights
+        step = np.linalg.solve(_curvature(x, p) + np.diag(penalty.T.ravel()), slope.T.ravel()).reshape(kinds, width).T
+        size = 1.0
+        while (after := _objective(x, y, weights - size * step, penalty)) > value and size > 1e-6:
+            size /= 2.0
+        if value - after <= 1e-9 * max(1.0, value):
+            break
+        weights, value = weights - size * step, after
+    return weights
+
+
+def _objective(x: Floats, y: Floats, weights: Floats, penalty: Floats) -> float:
+    return float(-(y * log_softmax(x @ weights)).sum() + 0.5 * (penalty * weights**2).sum())
+
+
+def _curvature(x: Floats, p: Floats) -> Floats:
+    """The Hessian (C (F + 1), C (F + 1)) of the likelihood, class by class."""
+    kinds = p.shape[1]
+    rows = range(kinds)
+    return np.block([[(x * (p[:, [i]] * (float(i == j) - p[:, [j]]))).T @ x for j in rows] for i in rows])
+
+
+def _softmax(scores: Floats) -> Floats:
+    return np.exp(log_softmax(scores))

@@ -1,0 +1,178 @@
+"""Wrong boxes on purpose: given boxes dropped, moved, called something else, or drawn where nothing is.
+
+What a detector's calibrator is fitted on at export, and what benchmarks look for. Injected errors, not people's.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.box_causes import BADLY_LOCATED, NONE, SPURIOUS, SWAPPED
+from models.boxes import BoxLabels, Floats, Indices, box_iou, intersections
+from models.errors import InvalidInput
+
+_TRIES = 50
+_HALVINGS = 50
+
+
+@dataclass(frozen=True)
+class BoxNoise:
+    """How boxes are spoilt. A box suffers one thing at most; crowds and ignore regions suffer nothing.
+
+    Attributes:
+        drop: share of the boxes that are left out.
+        shift: share that are moved and resized.
+        swap: share that get another class; nothing happens where there is but one.
+        invent: boxes added where nothing is, per given box (per image that has none: its chance of one).
+        shift_iou: a moved box's IoU with what it was: evenly between these two.
+        confusion: (K, K), row j: half of the swaps of class j go where this says (its diagonal does not count), the
+            other half anywhere; None: all anywhere.
+
+    Raises:
+        InvalidInput: a rate outside [0, 1], drop + shift + swap above 1, or IoUs that are not 0 < low <= high < 1.
+    """
+
+    drop: float = 0.0
+    shift: float = 0.0
+    swap: float = 0.0
+    invent: float = 0.0
+    shift_iou: tuple[float, float] = (0.3, 0.6)
+    confusion: Floats | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[:4]:
+            rate = getattr(self, field.name)
+            if not 0.0 <= rate <= 1.0:
+                raise InvalidInput(f"{field.name} must lie in [0, 1] (it is {rate})")
+        if self.drop + self.shift + self.swap > 1.0 + 1e-9:
+            raise InvalidInput("drop, shift and swap together must not exceed 1")
+        low, high = self.shift_iou
+        if not 0.0 < low <= high < 1.0:
+            raise InvalidInput(f"shift_iou must be two rising numbers between 0 and 1 (it is {low}, {high})")
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """Boxes after the noise, and what was done.
+
+    Attributes:
+        labels: the M boxes that are given now: the kept ones in their order, then the invented.
+        causes: (M,) int64, what is wrong with each, index into models.box_causes.CAUSES.
+        origin: (M,) int64, which of the old boxes it was; -1 where invented.
+        dropped: (D,) int64, which of the old boxes are missing.
+    """
+
+    labels: BoxLabels
+    causes: Indices
+    origin: Indices
+    dropped: Indices
+
+
+def spoil_boxes(
+    labels: BoxLabels, size: tuple[int, int], classes: int, noise: BoxNoise, rng: np.random.Generator
+) -> Spoilt:
+    """Spoils the boxes of one image.
+
+    Args:
+        labels: the boxes, taken to be right.
+        size: (width, height) of the picture, pixels; moved and invented boxes stay within it.
+        classes: K.
+        noise: what to do how often.
+        rng: the only source of chance: the same state, the same result.
+    """
+    fate = rng.random(len(labels))
+    fate[labels.ignored] = 1.0
+    ends = np.cumsum([noise.drop, noise.shift, noise.swap])
+    dropped, shifted = fate < ends[0], (fate >= ends[0]) & (fate < ends[1])
+    swapped = (fate >= ends[1]) & (fate < ends[2]) & (classes > 1)
+    xyxy, names = np.array(labels.xyxy, np.float64), np.array(labels.labels, np.int64)
+    for k in np.flatnonzero(shifted):
+        xyxy[k] = move_box(xyxy[k], rng.uniform(*noise.shift_iou), size, rng)
+    for k in np.flatnonzero(swapped):
+        names[k] = rng.choice(classes, p=_swap_chances(int(names[k]), classes, noise.confusion))
+    causes = np.select([shifted, swapped], [BADLY_LOCATED, SWAPPED], NONE)
+    kept = np.flatnonzero(~dropped)
+    added = _invented(labels, size, noise.invent, rng)
+    new = BoxLabels(
+        np.concatenate([xyxy[kept], added]),
+        np.concatenate([names[kept], rng.integers(0, classes, len(added))]),
+        np.concatenate([labels.ignored[kept], np.zeros(len(added), bool)]),
+        (*(labels.ids[k] for k in kept), *(None for _ in added)),
+    )
+    return Spoilt(
+        new,
+        np.concatenate([causes[kept], np.full(len(added), SPURIOUS)]),
+        np.concatenate([kept, np.full(len(added), -1)]),
+        np.flatnonzero(dropped),
+    )
+
+
+def move_box(box: Floats, iou: float, size: tuple[int, int], rng: np.random.Generator) -> Floats:
+    """The box (4,) moved and resized at random until it overlaps itself by an IoU in (0, 1).
+
+    It stays as far within the picture as it was; a box that has no room to move shrinks.
+
+    Args:
+        box: (4,), pixels.
+        iou: wanted, within 1e-6.
+        size: (width, height) of the picture.
+        rng: chance.
+    """
+    limits = np.concatenate([np.minimum(box[:2], 0.0), np.maximum(box[2:], size)])
+    for _ in range(_TRIES):
+        angle, growth = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(-0.7, 0.7, 2)
+        found = _moved(box, iou, np.array([math.cos(angle), math.sin(angle)]), growth)
+        if (found[:2] >= limits[:2]).all() and (found[2:] <= limits[2:]).all():
+            return found
+    return _moved(box, iou, np.zeros(2), np.array([-1.0, -1.0]))
+
+
+def _moved(box: Floats, iou: float, way: Floats, growth: Floats) -> Floats:
+    """The box gone so far along a way (in sides, with log-growth of them) that its IoU with itself is as wanted."""
+    centre, sides = (box[:2] + box[2:]) / 2.0, box[2:] - box[:2]
+
+    def at(distance: float) -> Floats:
+        half = sides * np.exp(growth * distance) / 2.0
+        middle = centre + way * sides * distance
+        return np.concatenate([middle - half, middle + half])
+
+    near, far = 0.0, 8.0
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2.0
+        overlap = float(box_iou(box[None], at(middle)[None])[0, 0])
+        near, far = (middle, far) if overlap > iou else (near, middle)
+    return at(far)
+
+
+def _swap_chances(given: int, classes: int, confusion: Floats | None) -> Floats:
+    others = np.arange(classes) != given
+    evenly = others / others.sum()
+    towards = evenly * 0.0 if confusion is None else np.asarray(confusion[given], np.float64) * others
+    total = float(towards.sum())
+    return np.asarray(evenly if total <= 0.0 else (evenly + towards / total) / 2.0)
+
+
+def _invented(labels: BoxLabels, size: tuple[int, int], rate: float, rng: np.random.Generator) -> Floats:
+    """Boxes (I, 4) of the sizes of the given ones that touch none of them, nor each other."""
+    real = labels.xyxy[~labels.ignored]
+    taken, found = np.asarray(labels.xyxy, np.float64), list[Floats]()
+    for _ in range(rng.binomial(max(1, len(real)), rate)):
+        for _ in range(_TRIES):
+            sides = _some_sides(real, size, rng)
+            corner = rng.uniform(0.0, 1.0, 2) * (np.asarray(size) - sides)
+            box = np.concatenate([corner, corner + sides])
+            if not intersections(box[None], taken).any():
+                found.append(box)
+                taken = np.concatenate([taken, box[None]])
+                break
+    return np.reshape(found, (-1, 4)).astype(np.float64)
+
+
+def _some_sides(real: Floats, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
+    if not len(real):
+        return np.asarray(np.asarray(size, np.float64) * rng.uniform(0.1, 0.4, 2))
+    box = real[rng.integers(len(real))]
+    sides = (box[2:] - box[:2]) * rng.uniform(0.8, 1.25, 2)
+    return np.asarray(np.minimum(sides, np.asarray(size, np.float64)))
