@@ -1,5 +1,7 @@
 """Anchor sizes from boxes, and the boxes that no anchor reaches."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,7 +46,7 @@ def test_sizes_ascend_and_are_whole(sides: list[float], count: int) -> None:
     found = propose_sizes([squares(*sides)], count)
     assert len(found) == count and found[0] >= 1.0
     assert all(size == round(size) for size in found)
-    assert all(before < after for before, after in zip(found, found[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(found))
 
 
 def test_proposed_sizes_reach_more_than_sizes_for_other_things() -> None:

@@ -4,6 +4,7 @@ So a classifier's file of weights loads into a body (see models.nets.detector_we
 wanted stage ends.
 """
 
+import itertools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class MobileNetBody(Body):
         """Stem with the first block, then the blocks of stride 4, 8, ..."""
         blocks = list(self.features.children())
         ends = [0, 2, 4, 7, 14, 19]
-        return [blocks[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True) if start < len(blocks)]
+        return [blocks[start:end] for start, end in itertools.pairwise(ends) if start < len(blocks)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Body`."""

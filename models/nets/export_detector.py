@@ -3,11 +3,11 @@
 Inputs: `image` uint8 [N, H, W, 3], and three that may be left out because they are initializers with the card's values:
 `score_threshold` float32 [1], `iou_threshold` float32 [1], `max_detections` int64 [1].
 
-Outputs: `cls_logits` float32 [N, A, K] and `box_deltas` float32 [N, A, 4] of the anchors of `models.boxes.make_anchors`;
-and the detections of the whole batch in one list, by image, then by falling score, at most `max_detections` of an image:
-`boxes` float32 [D, 4], input pixels, clipped to the input; `scores` float32 [D], above `score_threshold`; `classes` int64
-[D]; `image_index` int64 [D], 0 to N - 1. D may be 0. A flat list, because a padded one needs a second length per image
-and another convention for what fills it.
+Outputs: `cls_logits` float32 [N, A, K] and `box_deltas` float32 [N, A, 4], of the anchors of
+`models.boxes.make_anchors`; and the detections of the whole batch in one list, by image, then by falling score, at most
+`max_detections` of an image: `boxes` float32 [D, 4], input pixels, clipped to the input; `scores` float32 [D], above
+`score_threshold`; `classes` int64 [D]; `image_index` int64 [D], 0 to N - 1. D may be 0. A flat list, because a padded
+one needs a count per image and a convention for what fills it.
 
 Suppression is per class and looks at the 1,000 best pairs of anchor and class of an image (as torchvision does per
 level). ONNX Runtime computes every output whatever is asked for, so who needs only the raw outputs asks for them with

@@ -28,7 +28,7 @@ class FeaturePyramid(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features (N, inputs[i], H_i, W_i) to (N, width, H_i, W_i), then the extra levels, sides halved, rounded up."""
+        """Features (N, inputs[i], H_i, W_i) to (N, width, H_i, W_i), then the extra levels, each half as large."""
         above = self.inner_blocks[-1](features[-1])
         found = [self.layer_blocks[-1](above)]
         for index in reversed(range(len(features) - 1)):
