@@ -31,6 +31,7 @@ from scripts.box_readers import read_boxes
 from scripts.box_validation import draw_validation, measure_classes, predict_validation, score_validation
 from scripts.config import RUN_FOLDER, TrainConfig
 from scripts.evaluate import Score
+from scripts.label_checks import fit_label_checks
 from scripts.recipes import build_optimizer, say
 from scripts.splits import split_boxes
 
@@ -139,7 +140,9 @@ class DetectorJob:
             "task": "detection",
             "labels": list(labels),
             "input": parts.spec,
-            "detector": fit_label_checks(detector),
+            "detector": fit_label_checks(
+                detector, self.served, self.val_store, self.val_boxes, len(labels), self.device
+            ),
             "loss": self.loss,
             "classes": report.classes,
             "metrics": report.metrics,
@@ -257,8 +260,3 @@ def build_started_detector(config: TrainConfig, parts: BoxParts) -> RetinaNet:
         say(load_detector_weights(net, config.weights).describe())
     freeze_stages(net.body, config.freeze)
     return net
-
-
-def fit_label_checks(detector: DetectorSpec) -> DetectorSpec:
-    """What /loss needs to judge given boxes: the confusion between classes, and the calibrator. Not fitted yet."""
-    return detector
