@@ -136,6 +136,27 @@ def fit_pixels(pixels: Pixels, spec: ImageInput) -> Fitted:
     return _FITS[spec.resize](Image.fromarray(pixels), spec)
 
 
+def locate(width: int, height: int, spec: ImageInput) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Scale and offset that `load_input` gives a picture of that size, without the picture.
+
+    Where a JPEG is decoded at a reduced scale first, letterbox may differ by the rounding of one pixel.
+
+    Args:
+        width: of the upright original, pixels.
+        height: of the upright original, pixels.
+        spec: the card's `input`; `center_crop` is not for boxes.
+
+    Raises:
+        InvalidInput: `center_crop`.
+    """
+    if spec.resize == "center_crop":
+        raise InvalidInput("center_crop cuts boxes off; use stretch or letterbox")
+    if spec.resize == "stretch":
+        return (spec.width / width, spec.height / height), (0.0, 0.0)
+    size, corner = _letterbox_place(width, height, spec)
+    return (size[0] / width, size[1] / height), (float(corner[0]), float(corner[1]))
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """Pixels, (H, W, 3) uint8, as a PNG file."""
     out = io.BytesIO()
@@ -294,12 +315,17 @@ def _stretch(picture: Image.Image, spec: ImageInput) -> Fitted:
 
 
 def _letterbox(picture: Image.Image, spec: ImageInput) -> Fitted:
-    ratio = min(spec.width / picture.width, spec.height / picture.height)
-    size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
-    left, top = (spec.width - size[0]) // 2, (spec.height - size[1]) // 2
+    size, (left, top) = _letterbox_place(picture.width, picture.height, spec)
     page = np.full((spec.height, spec.width, 3), _PAD_GREY, np.uint8)
     page[top : top + size[1], left : left + size[0]] = _rgb(picture.resize(size, Image.Resampling.BILINEAR))
     return Fitted(page, (size[0] / picture.width, size[1] / picture.height), (float(left), float(top)), picture.size)
+
+
+def _letterbox_place(width: int, height: int, spec: ImageInput) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that a picture is scaled to, and the input pixel of its left upper corner."""
+    ratio = min(spec.width / width, spec.height / height)
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    return size, ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2)
 
 
 def _center_crop(picture: Image.Image, spec: ImageInput) -> Fitted:

@@ -27,9 +27,9 @@ from scripts.crossfit import cross_fit, given_labels
 from scripts.flags import Flags
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.issues import Judged, find_duplicates, judge_classes, judge_tags, make_rows, write_issues, written_whole
-from scripts.job import say
 from scripts.label_studio import write_tasks
 from scripts.readers import DataSet, read_dataset
+from scripts.recipes import say
 from scripts.report import Findings, write_report
 from service.engine import Engine
 from service.settings import usable_cores

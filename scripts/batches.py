@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +23,25 @@ from tqdm import tqdm
 from models.card import ImageInput
 from models.errors import InvalidInput
 from models.image import Pixels, load_input
-from scripts.readers import Sample
 
 Indices = NDArray[np.int64]
 _AHEAD = 3
 _SHIFT = 0.1
 _SCALE = 0.1
+
+
+class Picture(Protocol):
+    """What a store needs of a sample."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Where it came from, for messages."""
+        ...
 
 
 class Store(Protocol):
@@ -52,7 +66,7 @@ class Memory:
 class Files:
     """Images decoded when asked for, in threads."""
 
-    def __init__(self, samples: Sequence[Sample], spec: ImageInput) -> None:
+    def __init__(self, samples: Sequence[Picture], spec: ImageInput) -> None:
         self.samples = samples
         self.spec = spec
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
@@ -65,7 +79,7 @@ class Files:
         return decode_sample(self.samples[index], self.spec)
 
 
-def open_store(samples: Sequence[Sample], spec: ImageInput, cache_mb: int, progress: bool = True) -> Store:
+def open_store(samples: Sequence[Picture], spec: ImageInput, cache_mb: int, progress: bool = True) -> Store:
     """Decodes all images into memory where they fit into `cache_mb` MiB; else they are decoded when asked for.
 
     Raises:
@@ -83,7 +97,7 @@ def open_store(samples: Sequence[Sample], spec: ImageInput, cache_mb: int, progr
     return Memory(pixels)
 
 
-def decode_sample(sample: Sample, spec: ImageInput) -> Pixels:
+def decode_sample(sample: Picture, spec: ImageInput) -> Pixels:
     """One sample's image as the graph's input, (height, width, 3) uint8.
 
     Raises:

@@ -25,6 +25,8 @@ RUN_FOLDER = "run"
 _UNSAID = {"config", "print_config", "dry_run", "resume", "restart"}
 """Settings that say how to start, not what to train: not part of the printed configuration."""
 _NAME, _VERSION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$"
+_DETECTION = {"alpha": 0.5, "batch_size": 16, "clip_grad": 10.0, "monitor": "ap", "resize": "letterbox", "warmup": 0.05}
+"""Defaults of a detector where they are not those of a classifier."""
 _WEIGHTINGS = ("none", "balanced", "class-balanced")
 
 
@@ -46,9 +48,10 @@ Weighting = Annotated[Literal["none", "balanced", "class-balanced"] | float, Bef
 
 
 class TrainConfig(BaseSettings):
-    """Train a classifier with focal loss, calibrate it, and export it as a bundle that the service runs.
+    """Train a classifier or a detector with focal loss and export it as a bundle that the service runs.
 
-    Example: focalserve train photos/ --out artifacts/birds. Flags win over --config FILE.yaml.
+    Example: focalserve train photos/ --out artifacts/birds. Flags win over --config FILE.yaml. Data with boxes trains a
+    detector, for which some defaults are others: see the settings that are printed first.
     """
 
     model_config = SettingsConfigDict(
@@ -63,7 +66,9 @@ class TrainConfig(BaseSettings):
     )
 
     data: CliPositionalArg[Path | None] = Field(
-        None, description="Folder of class folders, or a CSV or JSON Lines file beside its images."
+        None,
+        description="Folder of class folders, or a CSV or JSON Lines file beside its images; "
+        "for boxes COCO .json, YOLO's or Pascal VOC's folder, or a CSV with corners.",
     )
     out: Path | None = Field(None, description="Folder of the model, such as artifacts/NAME; NAME is its name.")
     config: Path | None = Field(None, description="YAML file with any of these settings; flags win over it.")
@@ -75,9 +80,13 @@ class TrainConfig(BaseSettings):
         None, description="Version of the bundle; default: one more than the highest."
     )
 
-    task: Literal["auto", "multiclass", "multilabel", "binary"] = Field("auto", description="What the labels mean.")
+    task: Literal["auto", "multiclass", "multilabel", "binary", "detection"] = Field(
+        "auto", description="What the labels mean."
+    )
+    images: Path | None = Field(None, description="Boxes: folder of the pictures, where not beside the annotations.")
     labels: list[str] = Field([], description="The only class names allowed, in this order; default: those found.")
     on_bad_image: Literal["fail", "skip"] = Field("fail", description="Images that do not decode: stop, or skip.")
+    on_bad_box: Literal["fail", "drop"] = Field("fail", description="Boxes that cannot be used: stop, or leave out.")
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.15, description="Share of the data held out, where no split says which."
     )
@@ -89,6 +98,15 @@ class TrainConfig(BaseSettings):
     weights: Path | None = Field(None, description="File of weights to start from, such as torchvision's.")
     image_size: str = Field("auto", description="Side, or HxW; auto: that of images up to 64 pixels, else 64 or 224.")
     resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="How images are fitted.")
+    body_norm: Literal["auto", "batch", "frozen"] = Field(
+        "auto", description="Detector: the backbone's norm; auto: frozen with --weights or --freeze, else batch."
+    )
+    freeze: Annotated[int, Field(ge=0, le=5)] = Field(0, description="Detector: stages of the backbone that stay.")
+    anchor_sizes: list[Positive] = Field(
+        [], description="Detector: sides of the anchors, dealt out to the levels in order; default: from the boxes."
+    )
+    anchor_ratios: list[Positive] = Field([], description="Detector: height over width; default: 0.5, 1, 2.")
+    max_detections: Annotated[int, Field(ge=1, le=1000)] = Field(100, description="Detector: of one image, at most.")
 
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = Field(2.0, description="Focusing; 0 is cross-entropy.")
     alpha: Weighting = Field(
@@ -97,6 +115,8 @@ class TrainConfig(BaseSettings):
     )
     alpha_beta: Share = Field(0.999, description="Of class-balanced: weights (1-b)/(1-b^n), their mean 1.")
     label_smoothing: Share = Field(0.0, description="Share of each label that is spread over the classes.")
+    box_loss: Literal["giou", "smooth_l1"] = Field("giou", description="Detector: the loss of the boxes' places.")
+    box_weight: Positive = Field(0.33, description="Detector: weight of the box loss; the classes' has 1.")
 
     epochs: Annotated[int, Field(ge=1)] = Field(12, description="Passes over the training part, at most.")
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images per step.")
@@ -110,8 +130,10 @@ class TrainConfig(BaseSettings):
     clip_grad: Positive = Field(5.0, description="Longest gradient, as a norm over all weights.")
     flip: bool = Field(True, description="Mirror half of the training images left to right.")
     crop: bool = Field(True, description="Shift and scale training images at random by up to a tenth.")
+    turn: bool = Field(False, description="Detector: mirror and turn training images as seen from above.")
+    multi_scale: Share = Field(0.0, description="Detector: scale training images by up to this share.")
     patience: Annotated[int, Field(ge=0)] = Field(0, description="Epochs without a better score until it ends; 0: all.")
-    monitor: Literal["macro_f1", "nll"] = Field(
+    monitor: Literal["macro_f1", "nll", "ap", "ap50"] = Field(
         "macro_f1", description="Validation score; the latest epoch within one standard error of its best is kept."
     )
     save_every: Positive = Field(60.0, description="Seconds between checkpoints within an epoch.")
@@ -163,6 +185,11 @@ class TrainConfig(BaseSettings):
             return None
         sides = [int(side) for side in self.image_size.split("x")]
         return sides[0], sides[-1]
+
+    def as_detection(self) -> "TrainConfig":
+        """The settings of a detector: its own defaults where nothing was said."""
+        unsaid = {name: value for name, value in _DETECTION.items() if name not in self.model_fields_set}
+        return self.model_copy(update={**unsaid, "task": "detection"})
 
     def recipe(self) -> dict[str, Any]:
         """What to train, as plain values: all but the settings that only say how to start."""

@@ -25,12 +25,13 @@ from models.errors import InvalidInput
 from models.image import Pixels
 from scripts.balance import count_classes, encode_targets
 from scripts.batches import Indices, Store, epoch_batches, open_store
+from scripts.classifier import ClassifierJob, Parts, build_classifier, choose_input, predict_validation
 from scripts.config import TrainConfig
 from scripts.heldout import FOLDER, mean_over_epochs, store_epoch
 from scripts.interrupts import Interrupts
-from scripts.job import Job, Parts, build_job, choose_input, say
 from scripts.readers import DataSet, Sample
-from scripts.train import Progress, predict_validation, train_epoch
+from scripts.recipes import say
+from scripts.train import Progress, train_epoch
 
 Floats = NDArray[np.float64]
 _NEVER = 1e9
@@ -148,20 +149,20 @@ def cross_fit(config: TrainConfig, data: DataSet, folds: int, work: Path, interr
 def build_fold(
     config: TrainConfig, data: DataSet, held: NDArray[np.bool_], spec: ImageInput, store: Store, folder: Path,
     device: torch.device,
-) -> Job:  # fmt: skip
+) -> ClassifierJob:  # fmt: skip
     """The training of one fold, on images of a store that holds all."""
     rows = np.flatnonzero(~held), np.flatnonzero(held)
     train, val = (tuple(data.samples[row] for row in part) for part in rows)
     parts = Parts(data, train, val, count_classes(train, len(data.labels)), spec)
     quiet = config.model_copy(update={"out": folder, "cache_mb": 0, "save_every": _NEVER})
-    job = build_job(quiet, parts, device, fingerprint="")
+    job = build_classifier(quiet, parts, device, fingerprint="")
     observe = InFold(encode_targets(train, data.task, len(data.labels)), config.gamma)
     return replace(
         job, folder=folder, train_store=Subset(store, rows[0]), val_store=Subset(store, rows[1]), observe=observe
     )
 
 
-def train_fold(job: Job, interrupts: Interrupts, bar: "tqdm[Any]") -> None:
+def train_fold(job: ClassifierJob, interrupts: Interrupts, bar: "tqdm[Any]") -> None:
     """Trains one net and leaves what it found in the job's folder, the file that says it is complete last."""
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""Trains a classifier with focal loss: data, net, loss, loop, calibration, export. Reads from top to bottom."""
+"""Trains with focal loss: the loop, its checkpoints and its end, the same for a classifier and a detector.
+
+What they do differently is in `scripts.classifier` and `scripts.detector`, behind `scripts.recipes.Recipe`.
+"""
 
 import math
 import os
@@ -16,27 +19,20 @@ from torch import nn
 from tqdm import tqdm
 
 from models.bundle import next_version, write_bundle
-from models.calibration import calibrate
 from models.errors import FocalserveError, InvalidInput
 from models.image import Pixels
-from models.nets.export import export_net
-from scripts.batches import Indices, augment, decode_sample, epoch_batches, prefetch
+from scripts.batches import Indices, decode_sample, epoch_batches
 from scripts.checkpoint import BEST, LAST, load_checkpoint, locked, remove_checkpoints, save_checkpoint
 from scripts.config import RUN_FOLDER, TrainConfig, parse_config
-from scripts.evaluate import HeldOut, Score, evaluate, format_report, score_epoch
-from scripts.heldout import learn_label_noise, store_epoch
+from scripts.evaluate import Score
 from scripts.interrupts import Interrupted, Interrupts
-from scripts.job import Job, build_job, choose_device, read_parts, say
+from scripts.job import build_job, choose_task, read_parts
+from scripts.recipes import Diverged, Recipe, choose_device, say
 
-_EVALUATED_AT_ONCE = 256
 _SHOWN_FILES = 8
 _SAID_EVERY = 30.0
 _MAY_CHANGE = {"data", "out", "version", "threads", "cache_mb", "save_every", "device"}
 """Settings with which a run may be resumed though it was started with others."""
-
-
-class Diverged(FocalserveError):
-    """The loss is no number any more."""
 
 
 @dataclass
@@ -58,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupts = Interrupts()
     try:
         with interrupts.listen():
-            config = parse_config(sys.argv[1:] if argv is None else argv)
+            config = choose_task(parse_config(sys.argv[1:] if argv is None else argv))
             if config.print_config:
                 print(config.as_yaml(), end="")
             else:
@@ -99,7 +95,7 @@ def run(config: TrainConfig, interrupts: Interrupts) -> None:
         print(config.out / progress.version)
 
 
-def restore(job: Job) -> Progress:
+def restore(job: Recipe) -> Progress:
     """Where to begin: at the start, or with --resume where the last checkpoint says."""
     config, path = job.config, job.folder / LAST
     if config.restart:
@@ -121,13 +117,13 @@ def restore(job: Job) -> Progress:
     return progress
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: Recipe) -> dict[str, Any]:
     """What must be the same when a run is resumed: the settings that shape the weights, and the data."""
     recipe = {name: value for name, value in job.config.recipe().items() if name not in _MAY_CHANGE}
     return {**recipe, "fingerprint": job.fingerprint}
 
 
-def save(job: Job, progress: Progress) -> None:
+def save(job: Recipe, progress: Progress) -> None:
     """Writes last.pt; weights that are no numbers are never written."""
     weights = job.served.net.state_dict()
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
@@ -136,10 +132,10 @@ def save(job: Job, progress: Progress) -> None:
     save_checkpoint(job.folder / LAST, {**state, "identity": identity(job)})
 
 
-def fit(job: Job, at: Progress, interrupts: Interrupts) -> None:
+def fit(job: Recipe, at: Progress, interrupts: Interrupts) -> None:
     """Trains until the last epoch or until patience is spent; leaves the best weights in best.pt."""
     config = job.config
-    steps = len(epoch_batches(len(job.parts.train), config.batch_size, 0, 0))
+    steps = len(epoch_batches(job.count, config.batch_size, 0, 0))
     done = at.epoch * steps + at.batch
     bar = tqdm(total=config.epochs * steps, initial=done, unit=" batches", disable=None, dynamic_ncols=True)
     began = time.monotonic() - at.seconds
@@ -147,11 +143,10 @@ def fit(job: Job, at: Progress, interrupts: Interrupts) -> None:
         with bar:
             while at.epoch < config.epochs and not 0 < config.patience <= at.stale:
                 train_epoch(job, at, interrupts, bar)
-                held = predict_validation(job)
-                store_epoch(job.folder, at.epoch + 1, held, job.loss)
+                scores = job.validate(at.epoch + 1)
                 with interrupts.defer():
                     at.seconds = time.monotonic() - began
-                    end_epoch(job, at, score_epoch(held, config.gamma), steps)
+                    end_epoch(job, at, scores, steps)
                 interrupts.check()
     except Interrupted:
         with interrupts.defer():
@@ -160,13 +155,13 @@ def fit(job: Job, at: Progress, interrupts: Interrupts) -> None:
         raise
 
 
-def train_epoch(job: Job, at: Progress, interrupts: Interrupts, bar: "tqdm[Any]") -> None:
+def train_epoch(job: Recipe, at: Progress, interrupts: Interrupts, bar: "tqdm[Any]") -> None:
     """The rest of one epoch, batch by batch."""
     config = job.config
     job.served.train()
     saved = said = time.monotonic()
-    batches = epoch_batches(len(job.parts.train), config.batch_size, config.seed, at.epoch)
-    for indices, pixels in prefetch(job.train_store, batches[at.batch :]):
+    batches = epoch_batches(job.count, config.batch_size, config.seed, at.epoch)
+    for indices, pixels in job.load(batches[at.batch :]):
         with interrupts.defer():
             rate = learning_rate(config, at.epoch * len(batches) + at.batch, config.epochs * len(batches))
             loss = train_step(job, at, indices, pixels, rate)
@@ -184,24 +179,20 @@ def train_epoch(job: Job, at: Progress, interrupts: Interrupts, bar: "tqdm[Any]"
             said = now
 
 
-def train_step(job: Job, at: Progress, indices: Indices, pixels: Pixels, rate: float) -> float:
+def train_step(job: Recipe, at: Progress, indices: Indices, pixels: Pixels, rate: float) -> float:
     """One step of the optimizer; returns the loss. All chance in it follows from (seed, epoch, batch)."""
     config = job.config
     seed = (config.seed, at.epoch, at.batch)
     torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     for group in job.optimizer.param_groups:
-        group["lr"] = rate
-    images = job.served.normalize(torch.from_numpy(pixels).to(job.device, non_blocking=True))
-    images = augment(images, flip=config.flip, crop=config.crop, seed=seed)
-    logits = job.served.net(images)
-    job.observe(indices, logits.detach())
-    loss = job.criterion(logits, job.targets[torch.from_numpy(indices).to(job.device)])
+        group["lr"] = rate * group["share"]
+    loss = job.batch_loss(indices, pixels, seed)
     job.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(job.served.parameters(), config.clip_grad)
     value = float(loss.detach())
     if not (math.isfinite(value) and math.isfinite(float(norm))):
-        names = [job.parts.data.relative(job.parts.train[k]) for k in indices[:_SHOWN_FILES].tolist()]
+        names = job.names(indices[:_SHOWN_FILES])
         more = f" and {len(indices) - len(names)} more" if len(indices) > len(names) else ""
         raise Diverged(
             f"the loss is {value} and the gradient {float(norm)} in epoch {at.epoch + 1}, batch {at.batch + 1}: "
@@ -221,34 +212,18 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.lr * (0.01 + 0.495 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
 
 
-def predict_validation(job: Job) -> HeldOut:
-    """The net's logits for the validation part, in its order."""
-    job.served.eval()
-    order = np.arange(len(job.parts.val))
-    batches = np.split(order, range(_EVALUATED_AT_ONCE, len(order), _EVALUATED_AT_ONCE))
-    with torch.inference_mode():
-        rows = [
-            job.served(torch.from_numpy(pixels).to(job.device)).cpu() for _, pixels in prefetch(job.val_store, batches)
-        ]
-    logits = torch.cat(rows).double().numpy()
-    if not np.isfinite(logits).all():
-        raise Diverged("the logits of the validation images are no numbers any more; try a lower --lr")
-    return HeldOut(job.parts.data.task, logits, job.val_targets)
-
-
-def end_epoch(job: Job, at: Progress, scores: dict[str, Score], steps: int) -> None:
+def end_epoch(job: Recipe, at: Progress, scores: dict[str, Score], steps: int) -> None:
     """Says how the epoch went, keeps its weights if they are as good as the best so far, and saves.
 
     As good: within one standard error of the best score. Of epochs that the validation part cannot tell apart the
     latest is kept, because by then the learning rate has come down.
     """
     monitored = scores[job.config.monitor]
-    score = monitored.value if job.config.monitor == "macro_f1" else -monitored.value
+    score = -monitored.value if job.config.monitor == "nll" else monitored.value
     kept = at.best is None or score >= at.best - monitored.error
     left = at.seconds / (at.epoch + 1) * (job.config.epochs - at.epoch - 1)
     say(
-        f"epoch {at.epoch + 1}/{job.config.epochs}: loss {at.loss_sum / steps:.4f}, "
-        f"validation macro-F1 {scores['macro_f1'].value:.4f}, nll {scores['nll'].value:.4f}; "
+        f"epoch {at.epoch + 1}/{job.config.epochs}: loss {at.loss_sum / steps:.4f}, {job.describe(scores)}; "
         f"{at.seconds:.0f} s, {left:.0f} s left{' *' if kept else ''}"
     )
     if at.best is None or score > at.best:
@@ -259,38 +234,27 @@ def end_epoch(job: Job, at: Progress, scores: dict[str, Score], steps: int) -> N
     if kept:
         at.best_epoch = at.epoch
         save_checkpoint(job.folder / BEST, {"model": job.served.net.state_dict(), "epoch": at.epoch})
+        job.keep(at.epoch)
     save(job, at)
 
 
-def export(job: Job, at: Progress) -> str:
-    """Calibrates and measures the best weights, exports them, and writes the bundle; returns its version."""
-    config, parts = job.config, job.parts
+def export(job: Recipe, at: Progress) -> str:
+    """Measures the best weights, exports them, and writes the bundle; returns its version."""
+    config = job.config
     state = load_checkpoint(job.folder / BEST)
     if state is None:
         raise InvalidInput(f"{job.folder / BEST} is missing; start afresh with --restart")
     job.served.net.load_state_dict(state["model"])
-    held = predict_validation(job)
-    calibration = calibrate(held.logits, held.targets, held.activation, config.gamma)
-    report = evaluate(held, parts.data.labels, parts.counts, len(parts.train), job.loss, calibration)
-    say(f"kept epoch {at.best_epoch}, temperature {calibration.temperature:.3f}, {len(parts.val)} validation images:")
-    say(format_report(report))
+    say(f"kept epoch {at.best_epoch}")
     out = config.out or Path()
     facts = {
         "name": out.absolute().name,
         "version": config.version or next_version(out),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": parts.data.task,
-        "labels": list(parts.data.labels),
-        "input": parts.spec,
-        "loss": job.loss,
-        "calibration": calibration,
-        "classes": report.classes,
-        "label_noise": learn_label_noise(job.folder, at.epoch, held, job.loss),
-        "metrics": report.metrics,
         "training": {**config.recipe(), **asdict(at)},
         "data_fingerprint": job.fingerprint,
     }
-    result = export_net(job.served.net, facts, job.val_store.take(np.arange(min(32, len(parts.val)))))
+    result = job.export(facts, at.epoch)
     say(f"torch and ONNX Runtime differ by {result.card.parity_max_difference:.2g} at most")
     write_bundle(out, result.card, result.graph)
     return result.card.version

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from models.bundle import METADATA_KEY, read_bundle, write_bundle
 from models.card import ClassFacts, ImageInput, ModelCard
 from models.errors import BundleError
-from models.nets import export
-from models.nets.export import Export, ServedNet, export_net
+from models.nets import export, graphs
+from models.nets.export import ServedNet, export_net
+from models.nets.graphs import Export
 
 LABELS = ["a", "b", "c"]
 SPEC = ImageInput(height=12, width=20, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
@@ -151,7 +152,7 @@ def test_a_graph_that_differs_from_the_net_is_refused(
 
 
 def test_warnings_that_export_silences_are_heard_again_after_it(exported: Export) -> None:
-    with export._quiet():
+    with graphs._quiet():
         warnings.warn("silenced", UserWarning, stacklevel=1)
         assert not logging.getLogger("torch.onnx").isEnabledFor(logging.WARNING)
     assert logging.getLogger("torch.onnx").isEnabledFor(logging.WARNING)

@@ -63,15 +63,24 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> WeightsReport:
         InvalidInput: the file cannot be read, or does not fit the network.
     """
     path = Path(path)
-    tensors = _plain_tensors(path.name, _read(path))
+    tensors = read_tensors(path)
     own: dict[str, Tensor] = net.state_dict()
-    _check_names(path.name, tensors, own)
+    check_names(path.name, tensors, own)
     skipped = _other_classes(net, tensors, own)
     kept = {name: tensor for name, tensor in tensors.items() if name not in {each.name for each in skipped}}
     for name, tensor in kept.items():
-        _check_tensor(path.name, name, tensor, own[name])
+        check_tensor(path.name, name, tensor, own[name])
     net.load_state_dict(kept, strict=False)
     return WeightsReport(path.name, len(kept), len(tensors), tuple(skipped))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without the prefix of data-parallel training.
+
+    Raises:
+        InvalidInput: it cannot be read, or holds anything but named tensors.
+    """
+    return _plain_tensors(path.name, _read(path))
 
 
 def _read(path: Path) -> object:
@@ -100,7 +109,12 @@ def _plain_tensors(file: str, content: object) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
-def _check_names(file: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def check_names(file: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Refuses a file that lacks a tensor of the network's own, or has one that the network does not know.
+
+    Raises:
+        InvalidInput: the message names the first of them.
+    """
     missing = [name for name in own if name not in tensors and not name.endswith(".num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
     faults = []
@@ -126,7 +140,12 @@ def _other_classes(net: nn.Module, tensors: dict[str, Tensor], own: dict[str, Te
     return [SkippedTensor(name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in names]
 
 
-def _check_tensor(file: str, name: str, tensor: Tensor, own: Tensor) -> None:
+def check_tensor(file: str, name: str, tensor: Tensor, own: Tensor) -> None:
+    """Refuses a tensor that is not of the network's shape and type, or holds what is no number.
+
+    Raises:
+        InvalidInput: the message names it.
+    """
     if tensor.shape != own.shape:
         raise InvalidInput(
             f"{file} does not fit this model: {name} is {list(tensor.shape)} there and {list(own.shape)} here"

@@ -1,0 +1,107 @@
+"""What /loss needs to judge given boxes, learnt on the validation part at export: confusion and calibrator.
+
+The validation boxes are taken to be right, and some are spoilt on purpose (models.box_noise). The errors are injected:
+what a calibrator makes of people's errors is not measured by this.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.box_causes import box_features, fit_calibrator
+from models.box_noise import BoxNoise, spoil_boxes
+from models.box_quality import BoxSigns, box_signs
+from models.box_view import View, own_anchors, view_image
+from models.boxes import BoxLabels, Floats, make_anchors
+from models.card import DetectorSpec
+from models.image import Pixels
+from models.nets.served import ServedDetector
+from scripts.batches import Store, prefetch
+
+_AT_ONCE = 8
+_NOISE = BoxNoise(drop=0.05, shift=0.05, swap=0.05, invent=0.05)
+_FEWEST_BOXES, _ENOUGH_BOXES, _MOST_ROUNDS = 50, 4000, 20
+
+
+def fit_label_checks(
+    detector: DetectorSpec,
+    served: ServedDetector,
+    store: Store,
+    truth: Sequence[BoxLabels],
+    classes: int,
+    device: torch.device,
+) -> DetectorSpec:
+    """The detector with its confusion and its calibrator; without a calibrator where there are fewer than 50 boxes.
+
+    Args:
+        detector: of the served net.
+        served: the net.
+        store: the validation images.
+        truth: their boxes, input pixels.
+        classes: K.
+        device: of the net.
+    """
+    confused = detector.model_copy(
+        update={"confusion": measure_confusion(detector, served, store, truth, classes, device).tolist()}
+    )
+    boxes = sum(int((~own.ignored).sum()) for own in truth)
+    if boxes < _FEWEST_BOXES:
+        return confused
+    rounds = min(_MOST_ROUNDS, max(2, math.ceil(_ENOUGH_BOXES / boxes)))
+    rng = np.random.default_rng(0)
+    features, causes = list[Floats](), list[NDArray[np.int64]]()
+    for own, view in zip(truth, view_images(detector, served, store, len(truth), device), strict=True):
+        for _ in range(rounds):
+            spoilt = spoil_boxes(own, (served.size[1], served.size[0]), classes, _NOISE, rng)
+            signs, rows = look_at(view, spoilt.labels, confused)
+            features.append(box_features(signs))
+            causes.append(spoilt.causes[rows])
+    calibrator = fit_calibrator(np.concatenate(features), np.concatenate(causes))
+    return confused.model_copy(update={"calibrator": calibrator})
+
+
+def measure_confusion(
+    detector: DetectorSpec,
+    served: ServedDetector,
+    store: Store,
+    truth: Sequence[BoxLabels],
+    classes: int,
+    device: torch.device,
+) -> Floats:
+    """(K, K), row j: what the detector takes validation objects of class j for; where there are none, itself."""
+    counts = np.zeros((classes, classes))
+    for own, view in zip(truth, view_images(detector, served, store, len(truth), device), strict=True):
+        signs, rows = look_at(view, own, detector)
+        np.add.at(counts, (own.labels[rows], signs.suggested_label), 1.0)
+    counts[counts.sum(axis=1) == 0.0] += np.eye(classes)[counts.sum(axis=1) == 0.0]
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
+
+
+def look_at(view: View, boxes: BoxLabels, detector: DetectorSpec) -> tuple[BoxSigns, NDArray[np.int64]]:
+    """The signs of an image's boxes, and whose they are: ignored boxes and those that no anchor overlaps have none."""
+    counted = np.flatnonzero(~boxes.ignored)
+    owned, known = own_anchors(view, boxes.xyxy[counted], detector)
+    rows = counted[known]
+    return box_signs(view, owned, boxes.xyxy[rows], boxes.labels[rows], detector), rows
+
+
+def view_images(
+    detector: DetectorSpec, served: ServedDetector, store: Store, count: int, device: torch.device
+) -> Iterator[View]:
+    """What the net says of each image of a store, in its order."""
+    served.eval()
+    anchors = make_anchors(detector, *served.size)
+    for _, pixels in prefetch(store, np.split(np.arange(count), range(_AT_ONCE, count, _AT_ONCE))):
+        logits, deltas = _outputs(served, pixels, device)
+        yield from (view_image(z, d, anchors) for z, d in zip(logits, deltas, strict=True))
+
+
+@torch.inference_mode()
+def _outputs(
+    served: ServedDetector, pixels: Pixels, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    logits, deltas = served(torch.from_numpy(pixels).to(device))[:2]
+    return logits.cpu().numpy(), deltas.cpu().numpy()
