@@ -25,11 +25,22 @@ class ItemError(BaseModel):
     detail: str
 
 
+class DetectedBox(BaseModel):
+    """An object, by a detector."""
+
+    box: tuple[float, float, float, float] = Field(description="x1, y1, x2, y2, pixels of the image, within it")
+    label: str
+    score: float
+
+
 class PredictItem(BaseModel):
     """What the model says of one image, or that item's own error."""
 
     index: int
     id: str | None = None
+    width: int | None = Field(None, description="of the image as it is looked at, pixels (detectors)")
+    height: int | None = None
+    boxes: list[DetectedBox] | None = Field(None, description="by falling score (detectors)")
     label: str | None = None
     labels: list[str] | None = Field(None, description="every class at or above its decision threshold (multi-label)")
     score: float | None = Field(None, description="calibrated probability of the label")
@@ -110,3 +121,75 @@ class LossResponse(BaseModel):
     loss: LossSummary
     classes: list[LossClass]
     items: list[LossItem]
+
+
+class BoxCauses(BaseModel):
+    """What is wrong with a given box: probabilities where the model is calibrated for it, else scores to rank by."""
+
+    none: float
+    badly_located: float
+    swapped: float
+    spurious: float
+
+
+class LossBox(BaseModel):
+    """Scores of one given box; null with a reason where it is not scored."""
+
+    index: int
+    id: int | str | None = None
+    label: str
+    loss: float | None = Field(description="focal loss: sum over classes, mean over the box's anchors")
+    best_iou: float | None = Field(None, description="largest IoU with a prediction of at least .05")
+    quality: float | None = Field(None, description="0 = surely wrong, 1 = surely right; by quality_method")
+    is_issue: bool | None = None
+    cause: str | None = Field(None, description="none, badly_located, swapped or spurious")
+    causes: BoxCauses | None = None
+    suggested_label: str | None = Field(None, description="the likeliest class where it is another one")
+    suggested_box: tuple[float, float, float, float] | None = None
+    rank: int | None = Field(None, description="1 = the lowest quality of this request")
+    reason: str | None = None
+
+
+class LossPicture(BaseModel):
+    """Scores of one image's given boxes, and what they miss; or that image's own error."""
+
+    index: int
+    id: str | None = None
+    loss: float | None = Field(None, description="(classification + box_weight * location) / max(1, positives)")
+    classification: float | None = Field(None, description="focal loss over all anchors that count")
+    location: float | None = Field(None, description="loss of the predicted boxes of positive anchors")
+    positives: int | None = Field(None, description="anchors that learn a box")
+    boxes: list[LossBox] | None = None
+    missing: list[DetectedBox] | None = Field(None, description="objects that nobody drew, by falling score")
+    error: ItemError | None = None
+
+
+class BoxLossClass(BaseModel):
+    """What the batch says of one class, by its given label."""
+
+    label: str
+    count: int
+    mean_loss: float
+    issues: int
+    most_confused_with: str | None
+
+
+class BoxLossParameters(BaseModel):
+    """What the scores were computed with."""
+
+    gamma: float
+    alpha: float | list[float] | None
+    label_smoothing: float
+    activation: str
+    quality_method: str = Field(description="calibrated causes where the card has a calibrator, else focal mean")
+    box_loss: str
+
+
+class BoxLossResponse(BaseModel):
+    """The answer of /loss where the model is a detector."""
+
+    model: ModelName
+    parameters: BoxLossParameters
+    loss: LossSummary
+    classes: list[BoxLossClass]
+    items: list[LossPicture]

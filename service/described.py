@@ -31,7 +31,8 @@ def model_document(served: Served, versions: Sequence[str]) -> dict[str, Any]:
     }
     card = served.card
     if card is not None:
-        outputs.append({"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(card.labels)]})
+        if card.detector is None:
+            outputs.append({"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(card.labels)]})
         found["properties"] = {
             "task": card.task,
             "labels": to_json(card.labels).decode(),
@@ -41,6 +42,13 @@ def model_document(served: Served, versions: Sequence[str]) -> dict[str, Any]:
             "encoded_images": "input image also takes BYTES [N], each one JPEG, PNG, WebP or BMP file",
             "sha256": card.sha256 or "",
         }
+        if card.detector is not None:
+            found["properties"] |= {
+                "detector": card.detector.model_dump_json(exclude={"calibrator", "confusion"}),
+                "parameters": "score_threshold, iou_threshold, max_detections",
+                "raw_outputs": "cls_logits and box_deltas only when they are asked for by name",
+                "boxes": "x1, y1, x2, y2 in pixels of the original for BYTES, of the input for UINT8",
+            }
     return found
 
 

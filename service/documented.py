@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from service import oip, routes
-from service.answers import LossResponse, PredictResponse
+from service.answers import BoxLossResponse, LossResponse, PredictResponse
 from service.exchange import Call, Reply
 from service.openapi import INFER_BODY, LOSS_BODY, OIP_ERRORS, PREDICT_BODY, PROBLEMS
 from service.state import ServiceState
@@ -18,13 +18,13 @@ Version = Annotated[str, Path(description="version, or a label such as stable or
 @router.post(
     "/predict",
     operation_id="predict",
-    summary="Classify images",
+    summary="Classify images, or detect objects in them",
     response_model=None,
     responses={200: {"model": PredictResponse}, **PROBLEMS},
     openapi_extra=PREDICT_BODY,
 )
 async def predict(request: Request) -> Response:
-    """Classifies one image sent as it is, or many as multipart/form-data or JSON (base64).
+    """Classes, or a detector's boxes, of one image sent as it is, or of many as multipart/form-data or JSON (base64).
 
     With several images a bad one has its own `error`; the others are answered.
     """
@@ -36,14 +36,15 @@ async def predict(request: Request) -> Response:
     operation_id="loss",
     summary="Score given labels",
     response_model=None,
-    responses={200: {"model": LossResponse}, **PROBLEMS},
+    responses={200: {"model": LossResponse | BoxLossResponse}, **PROBLEMS},
     openapi_extra=LOSS_BODY,
 )
 async def loss(request: Request) -> Response:
     """Focal loss of the model's predictions against given labels: which labels are wrong, and what they should be.
 
     Items hold an image, logits or probabilities. One image may also be sent as it is with `?label=`, and many as
-    multipart/form-data with one `label` field per file.
+    multipart/form-data with one `label` field per file. A detector takes `boxes` instead of a label (JSON text in a
+    form), and answers per box what is wrong with it, and per image what nobody drew.
     """
     return _response(await routes.loss(_state(request), _call(request)))
 

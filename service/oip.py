@@ -14,6 +14,7 @@ from models.errors import BundleError, FocalserveError
 from service import loss_model
 from service.batcher import Timed
 from service.bodies import parse_json
+from service.box_infer import run_detector
 from service.described import PROBABILITIES, loss_document, model_document, server_document, statistics_document
 from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotOffered
 from service.exchange import Call, Reply
@@ -131,14 +132,20 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
     if card is None:
         raise NotFound("the model has no card")
     tensor = request.inputs.get("image")
-    if tensor is not None and tensor.dtype == np.object_:
-        if tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] != 1) or len(request.inputs) != 1:
-            raise InvalidRequest("input image: encoded pictures are BYTES of shape [N]")
-        _check_count(tensor.size, state)
+    encoded = tensor is not None and tensor.dtype == np.object_
+    if encoded:
+        _check_encoded(request)
+    _check_count(0 if tensor is None or tensor.ndim == 0 else len(tensor), state)
+    if card.detector is not None:
+        outputs, results = await run_detector(state, served, card, call, request)
+        timed = _all_good(results)
+        for k in outputs.get("classes", ()):
+            served.observer.predicted(card.labels[k])
+        return outputs, {}, timed
+    if tensor is not None and encoded:
         results = await state.run(served, card, pictures_of(tensor, request.as_json), call)
     else:
         check_inputs(request.inputs, served.runtime.inputs)
-        _check_count(len(request.inputs["image"]), state)
         results = await served.batcher.submit_all(list(request.inputs["image"]), lambda: call.gone)
     timed = _all_good(results)
     for one in timed:
@@ -150,6 +157,12 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
         {"logits": card.labels, PROBABILITIES: card.labels},
         timed,
     )
+
+
+def _check_encoded(request: InferRequest) -> None:
+    tensor = request.inputs["image"]
+    if tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] != 1) or len(request.inputs) != 1:
+        raise InvalidRequest("input image: encoded pictures are BYTES of shape [N]")
 
 
 async def _run_tensors(state: ServiceState, served: Served, call: Call, request: InferRequest) -> Outcome:

@@ -86,6 +86,11 @@ PREDICT_BODY = _body("PredictRequest", {"file": _FILES}) | {
     "parameters": [
         _query("model", {"type": "string"}, "Which model."),
         _query("top_k", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5}, "How many classes."),
+        *(
+            _query(name, {"type": "number", "minimum": 0, "maximum": 1}, f"Of a detector: {what}.")
+            for name, what in (("score_threshold", "least score"), ("iou_threshold", "overlap that suppresses"))
+        ),
+        _query("max_detections", {"type": "integer", "minimum": 1, "maximum": 5000}, "Of a detector: at most."),
     ]
 }
 LOSS_BODY = _body("LossRequest", {"file": _FILES, "label": {"type": "array", "items": {"type": "string"}}}) | {

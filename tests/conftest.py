@@ -73,6 +73,37 @@ def binary_bundle(binary_artifacts: Path) -> Path:
     return binary_artifacts / "tiny" / "1"
 
 
+@pytest.fixture(scope="session")
+def detector_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artifacts that holds the detector `scenes`, version 1: 3 classes, fresh but lively weights."""
+    import torch
+
+    from models.nets.detectors import build_detector, plan_of
+    from models.nets.export_detector import export_detector
+
+    root, spec, labels = tmp_path_factory.mktemp("detector"), plan_of("small").spec(), ["tops", "trouser", "dress"]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = build_detector("small", len(labels), spec)
+        with torch.no_grad():
+            for name, parameter in net.head.named_parameters():
+                if name.endswith(("cls_logits.weight", "bbox_reg.weight")):
+                    parameter.mul_(8.0)
+    facts = {
+        "name": "scenes",
+        "version": "1",
+        "created": "2025-01-01T00:00:00+00:00",
+        "task": "detection",
+        "labels": labels,
+        "input": ImageInput(height=128, width=128, resize="letterbox"),
+        "detector": spec,
+        "classes": [ClassFacts(label=label, train_count=1, prior=0.3) for label in labels],
+    }
+    exported = export_detector(net, facts, np.stack([noise(128, 128, seed) for seed in range(4)]))
+    write_bundle(root / "scenes", exported.card, exported.graph)
+    return root
+
+
 def export_tiny(root: Path, task: str, labels: list[str]) -> Path:
     """Exports the model `tiny`, version 1, below a folder."""
     import torch
