@@ -1,0 +1,246 @@
+"""Training a detector on composed scenes of real garments: from the files to a bundle, and what it is refused for."""
+
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import Bundle, read_bundle
+from models.card import ImageInput
+from models.errors import InvalidInput
+from models.image import decode_image, load_input, locate
+from models.nets.graphs import open_session
+from models.nets.norms import FrozenBatchNorm2d
+from scripts import train
+from scripts.box_data import BoxSample
+from scripts.checkpoint import load_checkpoint
+from scripts.config import TrainConfig, parse_config
+from scripts.detector import BoxParts, DetectorJob, place_boxes
+from scripts.interrupts import Interrupted, Interrupts
+from scripts.items import embedded_items, merge_items
+from scripts.job import build_job, choose_task, read_parts
+from scripts.label_checks import fit_label_checks
+from scripts.scenes import SceneSpec, compose_scenes, write_scenes
+from tests.conftest import noise, png
+from tests.pictures import draw_folders
+
+FAST = ["--threads", "1", "--device", "cpu", "--batch-size", "8"]
+SCENES = SceneSpec(side=64, fewest=1, most=3, smallest=18, largest=30)
+
+
+def write_some(root: Path, count: int) -> Path:
+    """Scenes that are training and validation alike: what can be learnt of them is by heart."""
+    scenes = compose_scenes(merge_items(embedded_items("test")), count, seed=0, spec=SCENES)
+    return write_scenes(root, {"train": scenes, "val": scenes})
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_some(tmp_path_factory.mktemp("few") / "scenes", 12)
+
+
+def settings(data: Path, out: Path, *flags: str) -> TrainConfig:
+    return choose_task(parse_config([str(data), "--out", str(out), *FAST, *flags]))
+
+
+def job_of(data: Path, out: Path, *flags: str) -> DetectorJob:
+    torch.set_num_threads(1)
+    config = settings(data, out, *flags)
+    job = build_job(config, read_parts(config), torch.device("cpu"))
+    assert isinstance(job, DetectorJob)
+    return job
+
+
+@dataclass(frozen=True)
+class Done:
+    """A training through `main`."""
+
+    data: Path
+    out: Path
+    bundle: Bundle
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    root = tmp_path_factory.mktemp("detector")
+    data = write_some(root / "scenes", 32)
+    assert train.main([str(data), "--out", str(root / "m"), *FAST, "--epochs", "25", "--no-flip"]) == 0
+    return Done(data, root / "m", read_bundle(root / "m" / "1"))
+
+
+@pytest.mark.slow
+def test_a_few_scenes_are_learnt_by_heart(trained: Done) -> None:
+    card = trained.bundle.card
+    assert card.metrics["ap50"].value > 0.3  # untrained: .01
+    assert (card.task, card.labels) == ("detection", ["tops", "trouser", "dress", "shoes", "bag"])
+    assert (card.input.height, card.input.width, card.loss.gamma, card.loss.alpha) == (64, 64, 2.0, 0.5)
+    assert all(facts.train_count == facts.validation_count for facts in card.classes)
+    assert card.parity_max_difference <= 1e-4
+    assert card.training["epochs"] == 25 and len(card.data_fingerprint) == 64
+
+
+@pytest.mark.slow
+def test_the_bundles_detections_are_those_that_were_measured(trained: Done) -> None:
+    card, session = trained.bundle.card, open_session(trained.bundle.graph)
+    files = sorted((trained.data.parent / "images").glob("val_*.png"))
+    images = np.stack([load_input(file.read_bytes(), card.input).pixels for file in files])
+    scores, classes = session.run(["scores", "classes"], {"image": images})
+    assert card.detector is not None and (scores > card.detector.score_threshold).all()
+    assert len(scores) > 20
+    for k, facts in enumerate(card.classes):
+        if facts.recall is not None and facts.precision:
+            assert (classes == k).sum() == pytest.approx(facts.recall * facts.validation_count / facts.precision, abs=1)
+
+
+@pytest.mark.slow
+def test_the_card_can_judge_labels(trained: Done) -> None:
+    detector = trained.bundle.card.detector
+    assert detector is not None and detector.calibrator is not None
+    assert detector.calibrator.causes == ["none", "badly_located", "swapped", "spurious"]
+    assert np.trace(np.array(detector.confusion)) > 2.0  # by chance: 1
+
+
+@pytest.mark.slow
+def test_a_picture_of_the_best_weights_is_left_in_the_run(trained: Done) -> None:
+    drawn = decode_image((trained.out / "run" / "validation.png").read_bytes())
+    green = (np.abs(drawn.astype(int) - [60, 190, 60]).max(axis=2) < 10).sum()
+    assert green > 1000
+
+
+def last(out: Path) -> dict[str, Any]:
+    state = load_checkpoint(out / "run" / "last.pt")
+    assert state is not None
+    return state
+
+
+class StopAfter(Interrupts):
+    """Asks to stop after a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted(signal.SIGINT)
+
+
+def test_a_training_stopped_within_an_epoch_resumes_to_the_bit(few: Path, tmp_path: Path) -> None:
+    flags = ["--epochs", "2", "--batch-size", "4", "--multi-scale", "0.2"]
+    job = job_of(few, tmp_path / "whole", *flags)
+    job.folder.mkdir(parents=True)
+    train.fit(job, train.Progress(), Interrupts())
+    stopped = job_of(few, tmp_path / "parts", *flags)
+    stopped.folder.mkdir(parents=True)
+    with pytest.raises(Interrupted):
+        train.fit(stopped, train.Progress(), StopAfter(2))
+    assert last(tmp_path / "parts")["progress"]["batch"] == 2
+    again = job_of(few, tmp_path / "parts", *flags, "--resume")
+    train.fit(again, train.restore(again), Interrupts())
+    one, other = last(tmp_path / "whole")["model"], last(tmp_path / "parts")["model"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_kept_matches_give_the_same_loss(few: Path, tmp_path: Path) -> None:
+    job = job_of(few, tmp_path / "m")
+    indices = np.arange(8)
+    pixels = job.train_store.take(indices)
+    first = [float(job.batch_loss(indices, pixels, (0, epoch, 0)).detach()) for epoch in range(4)]
+    assert len({position for position, _ in job.found}) == 8 and 8 < len(job.found) <= 16
+    again = [float(job.batch_loss(indices, pixels, (0, epoch, 0)).detach()) for epoch in range(4)]
+    fresh = replace(job, found={})
+    alone = float(fresh.batch_loss(indices, pixels, (0, 3, 0)).detach())
+    assert again == pytest.approx(first, rel=1e-5) and alone == pytest.approx(first[3], rel=1e-5)
+
+
+def test_the_task_follows_from_the_data_and_what_is_said_wins(few: Path, tmp_path: Path) -> None:
+    config = settings(few, tmp_path / "m")
+    assert (config.task, config.alpha, config.monitor, config.clip_grad) == ("detection", 0.5, "ap", 10.0)
+    said = settings(few, tmp_path / "m", "--alpha", "0.25", "--monitor", "ap50")
+    assert (said.alpha, said.monitor) == (0.25, "ap50")
+    photos = settings(draw_folders(tmp_path / "photos", per_class=2), tmp_path / "m")
+    assert (photos.task, photos.alpha, photos.monitor) == ("auto", "class-balanced", "macro_f1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alpha", "balanced"], "--alpha of a detector is none or a number"),
+        (["--monitor", "nll"], "--monitor nll is not of this task; use one of ap, ap50"),
+        (["--resize", "center_crop"], "center_crop cuts boxes off"),
+        (["--anchor-sizes", "8,16,32"], "3 sizes cannot be dealt out to 2 levels"),
+        (["--net", "vgg"], "unknown network 'vgg'"),
+        (["--weights", "absent.pt"], "absent.pt cannot be opened"),
+    ],
+)
+def test_bad_input_is_two_lines_and_exit_code_2(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert train.main([str(few), "--out", str(tmp_path / "m"), *FAST, *flags]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert shown.splitlines()[-1] == "help: focalserve train --help"
+
+
+def test_a_classifier_is_not_watched_by_average_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = draw_folders(tmp_path / "photos", per_class=2)
+    assert train.main([str(photos), "--out", str(tmp_path / "m"), *FAST, "--monitor", "ap"]) == 2
+    assert "use one of macro_f1, nll" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_boxes_and_anchors(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(few), "--out", str(tmp_path / "m"), *FAST, "--dry-run"]) == 0
+    shown = capsys.readouterr().err
+    assert "detection, 12 training and 12 validation images" in shown and "no anchor reaches IoU 0.5 for" in shown
+    assert "task: detection" in shown and "2 batches of (64, 64, 3)" in shown
+    assert not (tmp_path / "m").exists()
+
+
+def test_published_weights_are_learnt_slowly_with_constant_norms(few: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    torch.save(dict(job_of(few, tmp_path / "m").served.net.state_dict()), weights)
+    job = job_of(few, tmp_path / "m", "--weights", str(weights), "--freeze", "1")
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in job.served.modules())
+    frozen = {name for name, p in job.served.net.named_parameters() if not p.requires_grad}
+    assert frozen and all(name.startswith("backbone.body.stem") for name in frozen)
+    learning = {id(p): group["share"] for group in job.optimizer.param_groups for p in group["params"]}
+    for name, p in job.served.net.named_parameters():
+        share = 0.3 if name.startswith("backbone.body") else 1.0
+        assert learning.get(id(p)) == (None if name in frozen else share), name
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize(("height", "width"), [(50, 90), (300, 111), (64, 64), (7, 1)])
+def test_boxes_go_where_the_picture_goes(resize: str, height: int, width: int) -> None:
+    spec = ImageInput.model_validate({"height": 64, "width": 96, "resize": resize})
+    fitted = load_input(png(noise(height, width)), spec)
+    scale, offset = locate(width, height, spec)
+    assert scale == pytest.approx(fitted.scale) and offset == fitted.offset
+
+
+def test_boxes_are_placed_in_input_pixels(few: Path, tmp_path: Path) -> None:
+    config = settings(few, tmp_path / "m", "--image-size", "128x32")
+    parts = read_parts(config)
+    assert isinstance(parts, BoxParts) and parts.spec.resize == "letterbox"
+    sample: BoxSample = parts.train[0]
+    placed = place_boxes(sample, parts.spec)
+    assert placed.xyxy == pytest.approx(sample.boxes.xyxy * 0.5 + [0, 48, 0, 48])
+
+
+def test_too_few_boxes_give_confusion_but_no_calibrator(few: Path, tmp_path: Path) -> None:
+    job = job_of(few, tmp_path / "m")
+    assert sum(len(boxes) for boxes in job.val_boxes) < 50
+    classes = len(job.parts.data.labels)
+    got = fit_label_checks(job.parts.detector, job.served, job.val_store, job.val_boxes, classes, job.device)
+    assert got.calibrator is None
+    assert np.array(got.confusion).sum(axis=1) == pytest.approx(np.ones(classes))
+
+
+def test_center_crop_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match="center_crop"):
+        locate(10, 10, ImageInput(height=8, width=8, resize="center_crop"))
