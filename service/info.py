@@ -36,6 +36,14 @@ class Ready(BaseModel):
     providers: dict[str, str]
 
 
+class DetectorInfo(BaseModel):
+    """What a detector answers where a request says nothing."""
+
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int
+
+
 class ModelInfo(BaseModel):
     """What a served model is."""
 
@@ -45,6 +53,7 @@ class ModelInfo(BaseModel):
     labels: list[str]
     input: ImageInput
     loss: LossSpec
+    detector: DetectorInfo | None = None
     temperature: float
     metrics: dict[str, Estimate]
     created: str
@@ -110,6 +119,7 @@ def _info(served: Served) -> dict[str, Any]:
         **card.model_dump(
             include={"name", "version", "task", "labels", "input", "loss", "metrics", "created", "sha256"}
         ),
+        "detector": card.detector and card.detector.model_dump(include=set(DetectorInfo.model_fields)),
         "temperature": card.calibration.temperature,
         "device_asked": device.asked,
         "provider": device.provider,

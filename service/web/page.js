@@ -37,11 +37,16 @@ function chooseModel() {
   const none = element("option", "none: just classify");
   none.value = "";
   $("label").replaceChildren(none, ...(model ? model.labels : []).map((name) => element("option", name)));
+  const detects = Boolean(model && model.detector);
+  $("labelled").hidden = detects;
+  $("scored").hidden = !detects;
+  $("score").value = detects ? model.detector.score_threshold : "";
   showCurl();
 }
 
 function path() {
   const query = new URLSearchParams({ model: $("model").value });
+  if ($("score").value) query.set("score_threshold", $("score").value);
   if ($("label").value) query.set("label", $("label").value);
   return `${$("label").value ? "loss" : "predict"}?${query}`;
 }
@@ -68,6 +73,32 @@ function predictions(item) {
   return table;
 }
 
+function detections(item, file) {
+  const figure = element("figure");
+  const picture = element("img");
+  picture.src = URL.createObjectURL(file);
+  picture.alt = `${file.name} with ${item.boxes.length} objects`;
+  picture.addEventListener("load", () => URL.revokeObjectURL(picture.src));
+  const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  drawing.setAttribute("viewBox", `0 0 ${item.width} ${item.height}`);
+  drawing.setAttribute("aria-hidden", "true");
+  for (const { box: [x1, y1, x2, y2] } of item.boxes) {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const place = { x: x1, y: y1, width: x2 - x1, height: y2 - y1 };
+    for (const [name, value] of Object.entries(place)) rect.setAttribute(name, value);
+    drawing.append(rect);
+  }
+  const shown = element("div", undefined, "shown");
+  shown.append(picture, drawing);
+  const table = element("table");
+  table.append(row([element("th", "Object"), element("th", "Score"), element("th", "x1, y1, x2, y2")]));
+  for (const one of item.boxes) {
+    table.append(row([one.label, percent(one.score), one.box.map((side) => side.toFixed(0)).join(", ")]));
+  }
+  figure.append(shown, table);
+  return figure;
+}
+
 function verdict(item) {
   const box = element("div");
   box.append(element("p", item.is_issue
@@ -84,11 +115,14 @@ async function ask(event) {
   const answer = await fetch(path(), { method: "POST", body: file, headers: { "Content-Type": file.type } });
   const body = await answer.json();
   if (!answer.ok) $("answer").replaceChildren(element("p", `${body.title}: ${body.detail}`, "bad"));
-  else $("answer").replaceChildren(body.items ? verdict(body.items[0]) : predictions(body.predictions[0]));
+  else if (body.items) $("answer").replaceChildren(verdict(body.items[0]));
+  else if (body.predictions[0].boxes) $("answer").replaceChildren(detections(body.predictions[0], file));
+  else $("answer").replaceChildren(predictions(body.predictions[0]));
 }
 
 $("model").addEventListener("change", chooseModel);
 $("label").addEventListener("change", showCurl);
 $("file").addEventListener("change", showCurl);
+$("score").addEventListener("change", showCurl);
 $("form").addEventListener("submit", ask);
 refresh();

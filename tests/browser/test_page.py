@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 
+from tests.browser.driver import Page, chromium
 from tests.integration.launch import Server, launched
-from tests.serving import write_linear
+from tests.serving import SIZE, encoded, pictures, png_of, write_linear
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
@@ -26,6 +29,13 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--virtual-time-budget=8000",
 ]
+
+
+RULES = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+PLACES = """(() => {
+  const place = (node) => { const r = node.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; };
+  return [place(document.querySelector('#answer img')), [...document.querySelectorAll('#answer rect')].map(place)];
+})()"""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,7 @@ def browse(url: str, profile: Path) -> tuple[str, str]:
         [
             CHROMIUM,
             *FLAGS,
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            RULES,
             f"--user-data-dir={profile}",
             "--enable-logging=stderr",
             "--dump-dom",
@@ -71,6 +81,44 @@ def test_a_hostile_class_name_is_text_and_never_markup(server: Server, tmp_path:
     assert "&lt;img src=x onerror=alert(1)&gt;" in page and "<img" not in page
     assert "ünïcode" in page
     assert console == ""
+
+
+def ask(page: Page, url: str, file: Path) -> None:
+    page.open(url)
+    page.until("document.querySelector('#state')?.textContent === 'Ready'")
+    page.choose("#file", [file])
+    page.run("document.querySelector('#form').requestSubmit()")
+
+
+def test_a_person_asks_for_the_class_of_a_picture_and_about_its_label(server: Server, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    file = tmp_path / "one.png"
+    file.write_bytes(png_of(pictures(1, SIZE)[0]))
+    with chromium(CHROMIUM, [*FLAGS[:-1], RULES]) as page:
+        ask(page, f"{server.url}/", file)
+        assert page.until("document.querySelectorAll('#answer meter').length") == 3
+        page.run("document.querySelector('#label').value = 'plain'")
+        page.run("document.querySelector('#form').requestSubmit()")
+        assert "Focal loss" in page.until("document.querySelector('#answer').textContent.match(/Focal loss.*/)?.[0]")
+
+
+def test_a_detectors_boxes_lie_on_the_picture(detector_artifacts: Path, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    file = tmp_path / "two.png"
+    file.write_bytes(encoded(np.kron(pictures(1, 20)[0], np.ones((10, 15, 1), np.uint8)), "PNG"))
+    with launched(detector_artifacts) as running, chromium(CHROMIUM, [*FLAGS[:-1], RULES]) as page:
+        running.until("process began")
+        ask(page, f"{running.url}/", file)
+        count = page.until("document.querySelectorAll('#answer rect').length")
+        answer = httpx.post(f"{running.url}/predict", content=file.read_bytes()).json()["predictions"][0]
+        assert count == len(answer["boxes"]) > 0
+        picture, boxes = page.run(PLACES)
+        for box, found in zip(answer["boxes"], boxes, strict=True):
+            x1, y1, x2, y2 = (side / edge for side, edge in zip(box["box"], (300, 200, 300, 200), strict=True))
+            want = [x1 * picture[2], y1 * picture[3], (x2 - x1) * picture[2], (y2 - y1) * picture[3]]
+            got = [found[0] - picture[0], found[1] - picture[1], found[2], found[3]]
+            assert np.allclose(got, want, atol=3.0), (got, want)
+        assert page.run("document.querySelector('#labelled').hidden")
 
 
 def test_the_api_docs_work_without_a_network(server: Server, tmp_path: Path) -> None:
