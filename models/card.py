@@ -27,7 +27,8 @@ class ImageInput(_Part):
         resize: `stretch` to exactly (height, width); `letterbox` keeps the aspect ratio and pads with grey 114;
             `center_crop` scales the shorter side to the input over `crop_fraction` and cuts out the centre.
         crop_fraction: share of the scaled picture that `center_crop` keeps (torchvision's 224 of 256 is 0.875).
-        draft: JPEG is decoded at a reduced scale first where that is enough (faster; slightly other pixels).
+        draft: JPEG is decoded at a half, a quarter or an eighth of its size where no side gets smaller than it is
+            scaled to (faster; other pixels, by about as much as another resampling filter would give).
         mean: per-channel mean of the values scaled to 0-1; the graph itself subtracts it.
         std: per-channel standard deviation of the values scaled to 0-1; the graph itself divides by it.
     """

@@ -207,7 +207,7 @@ def _open_rgb(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) ->
         raise UndecodableImage("not a JPEG, PNG, WebP or BMP file")
     plain = _read_small_jpeg(data, limits, draft_for) if kind == "JPEG" else None
     if plain is not None:
-        return plain, plain.size
+        return plain
     _check_parts(data, kind, limits)
     try:
         picture = _OPENERS[kind](io.BytesIO(data))
@@ -227,18 +227,22 @@ def _open_rgb(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) ->
         raise ImageTooLarge(f"the {kind} file expands beyond the limit") from error
 
 
-def _read_small_jpeg(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) -> Image.Image | None:
-    """A small plain JPEG by the shortest way, as RGBX; None where the long way must decide."""
+def _read_small_jpeg(
+    data: bytes, limits: ImageLimits, draft_for: ImageInput | None
+) -> tuple[Image.Image, tuple[int, int]] | None:
+    """A small plain JPEG by the shortest way, as RGBX, with its full size; None where the long way must decide."""
     header = jpeg.read_header(data) if len(data) <= _SMALL_BYTES else None
     if header is None or not header.plain:
         return None
     width, height = header.size
     if max(width, height) > limits.side or width * height > min(limits.pixels, _SMALL_PIXELS):
         return None
-    if draft_for is not None and min(width, height) >= 2 * _draft_side(draft_for):
+    least = _draft_side(draft_for) if draft_for is not None else max(width, height)
+    pixels = jpeg.decode_rgbx(data, header.size, least)
+    if pixels is None:
         return None
-    pixels = jpeg.decode_rgbx(data)
-    return None if pixels is None else Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+    size = (pixels.shape[1], pixels.shape[0])
+    return Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1), header.size
 
 
 def _check_limits(picture: ImageFile.ImageFile, limits: ImageLimits) -> None:
@@ -277,9 +281,9 @@ def _draft(picture: ImageFile.ImageFile, spec: ImageInput) -> None:
 
 
 def _draft_side(spec: ImageInput) -> int:
-    # Twice the size it is scaled to keeps the resampling that follows antialiased; orientation may swap the sides.
+    # No side is decoded smaller than what it is scaled to; orientation may swap the sides.
     kept = spec.crop_fraction if spec.resize == "center_crop" else 1.0
-    return math.ceil(2 * max(spec.width, spec.height) / kept)
+    return math.ceil(max(spec.width, spec.height) / kept)
 
 
 def _orientation(picture: Image.Image) -> Any:

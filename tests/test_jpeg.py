@@ -25,9 +25,20 @@ def pillow(data: bytes) -> Image.Image:
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"quality": 30}])
 def test_the_pixels_are_pillows(size: tuple[int, int], options: dict[str, int]) -> None:
     data = save(Image.fromarray(noise(*size)), "JPEG", **options)
-    header, pixels = jpeg.read_header(data), jpeg.decode_rgbx(data)
+    header, pixels = jpeg.read_header(data), jpeg.decode_rgbx(data, (size[1], size[0]), 128)
     assert header is not None and header.plain and header.size == (size[1], size[0])
     assert pixels is not None and np.array_equal(pixels[:, :, :3], np.asarray(pillow(data)))
+
+
+@pytest.mark.parametrize("least", [3, 8, 15, 16, 31, 64, 100])
+def test_a_smaller_scale_is_pillows_draft(least: int) -> None:
+    for size in ((64, 64), (127, 90), (33, 128)):
+        data = save(Image.fromarray(noise(*size)), "JPEG")
+        draft = JpegImageFile(io.BytesIO(data))
+        draft.draft("RGB", (least, least))
+        draft.load()
+        pixels = jpeg.decode_rgbx(data, (size[1], size[0]), least)
+        assert pixels is not None and np.array_equal(pixels[:, :, :3], np.asarray(draft))
 
 
 def test_grey_is_grey() -> None:
@@ -38,7 +49,7 @@ def test_grey_is_grey() -> None:
 @pytest.mark.parametrize("resize", ["stretch", "letterbox", "center_crop"])
 def test_the_input_is_the_one_that_pillow_leads_to(resize: str) -> None:
     data = save(Image.fromarray(noise(60, 90)), "JPEG")
-    spec = ImageInput.model_validate({"height": 32, "width": 48, "resize": resize})
+    spec = ImageInput.model_validate({"height": 32, "width": 48, "resize": resize, "draft": False})
     long_way = save(pillow(data), "PNG")
     quick, slow = load_input(data, spec), load_input(long_way, spec)
     assert np.array_equal(quick.pixels, slow.pixels) and quick.pixels.flags.c_contiguous
@@ -60,7 +71,7 @@ def test_what_is_not_plain_goes_the_long_way(kind: str) -> None:
 
 def test_a_picture_that_is_cut_off_is_refused_all_the_same() -> None:
     data = save(Image.fromarray(noise(60, 60)), "JPEG")
-    assert jpeg.decode_rgbx(data[: len(data) // 2]) is None
+    assert jpeg.decode_rgbx(data[: len(data) // 2], (60, 60), 60) is None
     with pytest.raises(UndecodableImage, match="damaged or cut off"):
         decode_image(data[: len(data) // 2])
 
