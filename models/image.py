@@ -14,7 +14,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -24,6 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from models import jpeg
 from models.card import ImageInput
 from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
+from models.fit import Fitted, Pixels, fit_picture, rgb_of
 
 # The plugins by name, not Image.open: no other decoder (EPS starts Ghostscript) can be reached, and the
 # limits below stand in for Pillow's own, which warn too late.
@@ -34,7 +34,6 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
 }
 FORMATS = tuple(_OPENERS)
-_PAD_GREY = 114
 _ORIENTATION = 0x0112
 _ORIENTATION_SOURCES = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}
 _TURNS = {
@@ -51,8 +50,6 @@ _SIDEWAYS = {5, 6, 7, 8}
 _MOST_PARTS = 16_384
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SMALL_BYTES, _SMALL_PIXELS = 16 * 1024, 128 * 128
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -73,23 +70,6 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A picture brought to the input size, with what undoes it.
-
-    Attributes:
-        pixels: (height, width, 3) uint8 RGB.
-        scale: (x, y) input pixels per pixel of the upright original.
-        offset: (x, y) input pixel at which the original's left upper corner lies (negative when cropped).
-        size: (width, height) of the upright original, pixels.
-    """
-
-    pixels: Pixels
-    scale: tuple[float, float]
-    offset: tuple[float, float]
-    size: tuple[int, int]
-
-
 def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """Decodes at full size.
 
@@ -104,7 +84,7 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
         UndecodableImage: not a whole picture of an accepted format.
         ImageTooLarge: over a limit.
     """
-    return _rgb(_open_rgb(data, limits, None)[0])
+    return rgb_of(_open_rgb(data, limits, None)[0])
 
 
 def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted:
@@ -123,38 +103,12 @@ def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMI
         ImageTooLarge: over a limit.
     """
     picture, (width, height) = _open_rgb(data, limits, spec if spec.draft else None)
-    fitted = _FITS[spec.resize](picture, spec)
+    fitted = fit_picture(picture, spec)
     if picture.size == (width, height):
         return fitted
     x, y = fitted.scale
     scale = (x * picture.width / width, y * picture.height / height)
     return replace(fitted, scale=scale, size=(width, height))
-
-
-def fit_pixels(pixels: Pixels, spec: ImageInput) -> Fitted:
-    """Brings decoded pixels, (H, W, 3) uint8, to the size that the card asks for."""
-    return _FITS[spec.resize](Image.fromarray(pixels), spec)
-
-
-def locate(width: int, height: int, spec: ImageInput) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Scale and offset that `load_input` gives a picture of that size, without the picture.
-
-    Where a JPEG is decoded at a reduced scale first, letterbox may differ by the rounding of one pixel.
-
-    Args:
-        width: of the upright original, pixels.
-        height: of the upright original, pixels.
-        spec: the card's `input`; `center_crop` is not for boxes.
-
-    Raises:
-        InvalidInput: `center_crop`.
-    """
-    if spec.resize == "center_crop":
-        raise InvalidInput("center_crop cuts boxes off; use stretch or letterbox")
-    if spec.resize == "stretch":
-        return (spec.width / width, spec.height / height), (0.0, 0.0)
-    size, corner = _letterbox_place(width, height, spec)
-    return (size[0] / width, size[1] / height), (float(corner[0]), float(corner[1]))
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -303,48 +257,3 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         page = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, rgba).convert("RGB")
     return picture.convert("RGB")
-
-
-def _rgb(picture: Image.Image) -> Pixels:
-    """The pixels of an RGB or RGBX picture, (H, W, 3)."""
-    pixels = np.asarray(picture)
-    return pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[:, :, :3])
-
-
-def _stretch(picture: Image.Image, spec: ImageInput) -> Fitted:
-    size = (spec.width, spec.height)
-    scale = (spec.width / picture.width, spec.height / picture.height)
-    resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
-    return Fitted(_rgb(resized), scale, (0.0, 0.0), picture.size)
-
-
-def _letterbox(picture: Image.Image, spec: ImageInput) -> Fitted:
-    size, (left, top) = _letterbox_place(picture.width, picture.height, spec)
-    page = np.full((spec.height, spec.width, 3), _PAD_GREY, np.uint8)
-    page[top : top + size[1], left : left + size[0]] = _rgb(picture.resize(size, Image.Resampling.BILINEAR))
-    return Fitted(page, (size[0] / picture.width, size[1] / picture.height), (float(left), float(top)), picture.size)
-
-
-def _letterbox_place(width: int, height: int, spec: ImageInput) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size that a picture is scaled to, and the input pixel of its left upper corner."""
-    ratio = min(spec.width / width, spec.height / height)
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return size, ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2)
-
-
-def _center_crop(picture: Image.Image, spec: ImageInput) -> Fitted:
-    ratio = max(spec.width / picture.width, spec.height / picture.height) / spec.crop_fraction
-    size = (max(spec.width, round(picture.width * ratio)), max(spec.height, round(picture.height * ratio)))
-    left, top = (size[0] - spec.width) // 2, (size[1] - spec.height) // 2
-    # Only the part that is kept is resampled: `box` is the crop in pixels of the original.
-    sx, sy = size[0] / picture.width, size[1] / picture.height
-    box = (left / sx, top / sy, (left + spec.width) / sx, (top + spec.height) / sy)
-    cut = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
-    return Fitted(_rgb(cut), (sx, sy), (-float(left), -float(top)), picture.size)
-
-
-_FITS: dict[str, Callable[[Image.Image, ImageInput], Fitted]] = {
-    "stretch": _stretch,
-    "letterbox": _letterbox,
-    "center_crop": _center_crop,
-}

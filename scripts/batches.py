@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from models.card import ImageInput
 from models.errors import InvalidInput
-from models.image import Pixels, load_input
+from models.fit import Pixels
+from models.image import load_input
 
 Indices = NDArray[np.int64]
 _AHEAD = 3

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.boxes import BoxLabels, Floats
-from models.image import Pixels
+from models.fit import Pixels
 
 _PAD_GREY = 114  # as models.image pads
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.boxes import BoxLabels, Floats
 from models.errors import InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.box_metrics import Detections
 
 _GIVEN, _IGNORED, _FOUND = (60, 190, 60), (150, 150, 150), (255, 150, 30)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from models.calibration import calibrate
 from models.card import ImageInput, LossSpec, TaskName
 from models.errors import InvalidInput
-from models.image import Pixels, decode_image
+from models.fit import Pixels
+from models.image import decode_image
 from models.nets.export import ServedNet, export_net
 from models.nets.graphs import Export
 from models.nets.losses import sigmoid_focal_loss, softmax_focal_loss

@@ -14,7 +14,8 @@ import numpy as np
 
 from models.bundle import find_bundles, read_bundle, version_key
 from models.errors import BundleError, FocalserveError, InvalidInput
-from models.image import Pixels, load_input
+from models.fit import Pixels
+from models.image import load_input
 from service.engine import Engine
 from service.predictions import RowAnswer, answer_rows, predict_items
 from service.runtime import Device

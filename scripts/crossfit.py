@@ -22,7 +22,7 @@ from tqdm import tqdm
 from models.calibration import unweighted_probabilities
 from models.card import ImageInput
 from models.errors import InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.balance import count_classes, encode_targets
 from scripts.batches import Indices, Store, epoch_batches, open_store
 from scripts.classifier import ClassifierJob, Parts, build_classifier, choose_input, predict_validation

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.boxes import BoxLabels, make_anchors, to_input
 from models.card import AnchorLevel, DetectorSpec, ImageInput, LossSpec
 from models.errors import InvalidInput
-from models.image import Pixels, locate
+from models.fit import Pixels, locate
 from models.nets.bodies import freeze_stages
 from models.nets.box_losses import Matches, collect_targets, detection_losses, find_matches
 from models.nets.detector_weights import load_detector_weights

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.boxes import Indices
 from models.errors import InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.data.build import CLASSES, SOURCES, read_source
 from scripts.garments import read_flips
 

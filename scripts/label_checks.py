@@ -17,7 +17,7 @@ from models.box_quality import BoxSigns, box_signs
 from models.box_view import View, own_anchors, view_image
 from models.boxes import BoxLabels, Floats, make_anchors
 from models.card import DetectorSpec
-from models.image import Pixels
+from models.fit import Pixels
 from models.nets.served import ServedDetector
 from scripts.batches import Store, prefetch
 

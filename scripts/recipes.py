@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.errors import FocalserveError, InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from models.nets.graphs import Export
 from models.nets.served import Served
 from scripts.batches import Indices

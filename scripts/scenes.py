@@ -19,7 +19,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from models.boxes import BoxLabels, Floats, box_areas, intersections
 from models.errors import InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.box_data import BoxDataSet, BoxSample
 from scripts.coco import write_coco
 from scripts.flags import Flags

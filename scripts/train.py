@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models.bundle import next_version, write_bundle
 from models.errors import FocalserveError, InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.batches import Indices, decode_sample, epoch_batches
 from scripts.checkpoint import BEST, LAST, load_checkpoint, locked, remove_checkpoints, save_checkpoint
 from scripts.config import RUN_FOLDER, TrainConfig, parse_config

@@ -20,7 +20,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from models.boxes import BoxLabels, box_areas
 from models.errors import InvalidInput
-from models.image import Pixels, decode_image
+from models.fit import Pixels
+from models.image import decode_image
 from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_readers import read_boxes
 from scripts.coco import write_coco

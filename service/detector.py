@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from models.boxes import make_anchors
 from models.bundle import Bundle
 from models.detect import Detection, Detections, Geometry, detector_of
-from models.image import Fitted
+from models.fit import Fitted
 from service.engine import check_card, check_golden, check_outputs, time_blank
 from service.errors import InferenceFailed
 from service.runtime import Device, Runtime

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from models.card import ModelCard
 from models.errors import InvalidInput
-from models.image import Fitted, ImageLimits, Pixels, load_input
+from models.fit import Fitted, Pixels
+from models.image import ImageLimits, load_input
 from service.batcher import Batcher
 from service.detector import DetectorEngine, Found, Raw, Wish
 from service.engine import Engine

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from models.errors import InvalidInput
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.box_data import BoxDataSet
 from scripts.box_readers import read_boxes
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.bundle import write_bundle
 from models.card import Calibration, ClassFacts, ImageInput, LossSpec, ModelCard
-from models.image import Pixels
+from models.fit import Pixels
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

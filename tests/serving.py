@@ -17,7 +17,8 @@ from PIL import Image
 
 from models.bundle import METADATA_KEY, write_bundle
 from models.card import ClassFacts, Golden, ImageInput, ModelCard, TaskName
-from models.image import Pixels, encode_png
+from models.fit import Pixels
+from models.image import encode_png
 from service.app import create_app
 from service.settings import Settings
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.boxes import BoxLabels, box_iou
-from models.image import Pixels
+from models.fit import Pixels
 from scripts.box_augment import BoxAugmentation, augment_boxes
 
 EVERYTHING = BoxAugmentation(turn=True, zoom=0.5, light=0.3)

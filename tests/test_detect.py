@@ -14,7 +14,7 @@ from models.boxes import BoxLabels, box_iou, to_input
 from models.card import ImageInput, ModelCard
 from models.detect import BoxScores, Detection, Geometry
 from models.errors import InvalidInput, InvalidLabel
-from models.image import fit_pixels
+from models.fit import fit_pixels
 from models.task import ScoreOptions
 from tests.conftest import noise
 from tests.fake_detector import SIDE, SPEC, Scene, boxes_of, detector_card, make_scene, signs_of, spoil

@@ -12,7 +12,8 @@ import torch
 from models.bundle import Bundle, read_bundle
 from models.card import ImageInput
 from models.errors import InvalidInput
-from models.image import decode_image, load_input, locate
+from models.fit import locate
+from models.image import decode_image, load_input
 from models.nets.graphs import open_session
 from models.nets.norms import FrozenBatchNorm2d
 from scripts import train

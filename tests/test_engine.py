@@ -12,7 +12,7 @@ from onnx import TensorProto
 from models.bundle import Bundle, read_bundle
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable
-from models.image import Pixels
+from models.fit import Pixels
 from service.engine import Engine, warm_up
 from service.errors import InferenceFailed
 from service.runtime import CPU, CUDA, cuda_driver_present

@@ -14,7 +14,8 @@ from models.boxes import decode_boxes, make_anchors, suppress
 from models.bundle import METADATA_KEY
 from models.card import ClassFacts, DetectorSpec, ImageInput, ModelCard
 from models.errors import BundleError
-from models.image import Pixels, decode_image
+from models.fit import Pixels
+from models.image import decode_image
 from models.nets import export_detector as module
 from models.nets.detectors import build_detector, plan_of
 from models.nets.export_detector import DETECTIONS, RAW, export_detector, run_raw

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.card import ImageInput
-from models.image import Fitted, decode_image, fit_pixels, load_input
+from models.fit import Fitted, fit_pixels
+from models.image import decode_image, load_input
 from tests.conftest import jpeg, noise, png
 
 Resize = Literal["stretch", "letterbox", "center_crop"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.card import Golden, ImageInput, ModelCard
 from models.errors import BundleError
-from models.image import Pixels
+from models.fit import Pixels
 from models.nets.graphs import (
     PARITY_LIMIT,
     Export,

@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from models.boxes import decode_boxes, make_anchors
 from models.card import DetectorSpec, Golden, ImageInput, ModelCard
 from models.errors import BundleError
-from models.image import Pixels
+from models.fit import Pixels
 from models.nets.graphs import (
     OPSET,
     PARITY_LIMIT,

@@ -18,7 +18,8 @@ from torch import nn
 from models.bundle import METADATA_KEY
 from models.card import ModelCard
 from models.errors import BundleError
-from models.image import Pixels, encode_png
+from models.fit import Pixels
+from models.image import encode_png
 
 OPSET = 20
 PARITY_LIMIT = 1e-4

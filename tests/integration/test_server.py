@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from models.bundle import CARD_FILE
-from models.image import Pixels
+from models.fit import Pixels
 from service.runtime import CUDA, cuda_driver_present
 from tests.integration.launch import Server, launched, wait
 from tests.serving import SIZE, b64, linear_logits, linear_weights, pictures, png_of, write_linear
