@@ -10,7 +10,7 @@ from importlib.metadata import version
 from models.errors import FocalserveError, InvalidInput
 
 VERBS = {
-    "train": ("scripts.train:main", "train a focal-loss classifier on a folder, CSV or JSONL, and export it"),
+    "train": ("scripts.train:main", "train a focal-loss classifier or detector, and export it"),
     "serve": ("service.__main__:main", "serve bundles over HTTP"),
     "predict": ("scripts.score:predict", "classify image files, with a bundle or a running service"),
     "loss": ("scripts.score:loss", "score the labels of a data set: which are wrong?"),

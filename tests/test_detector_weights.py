@@ -70,10 +70,8 @@ def test_another_number_of_classes_keeps_its_own_last_convolution(tmp_path: Path
     source, target = detector("small", 5), detector("small", 2)
     own = target.get_parameter("head.classification_head.cls_logits.bias").clone()
     report = load_detector_weights(target, saved(tmp_path / "five.pt", dict(source.state_dict())))
-    assert (
-        "head.classification_head.cls_logits.weight [30, 64, 3, 3] was not loaded: this model has [12, 64, 3, 3]"
-        in (report.describe())
-    )
+    said = "cls_logits.weight [30, 64, 3, 3] was not loaded: this model has [12, 64, 3, 3]"
+    assert said in report.describe()
     assert torch.equal(target.get_parameter("head.classification_head.cls_logits.bias"), own)
     place = "head.regression_head.bbox_reg.weight"
     assert torch.equal(target.get_parameter(place), source.get_parameter(place))

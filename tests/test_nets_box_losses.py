@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.box_view import view_image
 from models.boxes import UNCOUNTED, BoxLabels, decode_boxes, encode_boxes, make_anchors, match_anchors
 from models.card import AnchorLevel, DetectorSpec, LossSpec
+from models.detector_loss import detector_loss
 from models.losses import sigmoid_focal
 from models.nets.box_losses import (
     BOX_LOSSES,
@@ -21,6 +23,7 @@ from models.nets.box_losses import (
     giou_loss,
     smooth_l1,
 )
+from models.task import ScoreOptions
 
 SPEC = DetectorSpec(
     levels=[AnchorLevel(stride=8, sizes=[16.0, 20.0]), AnchorLevel(stride=16, sizes=[32.0, 40.0])],
@@ -96,6 +99,19 @@ def test_the_losses_are_the_definitions(name: str) -> None:
     got = losses(logits, deltas, SCENES, name)
     want = expected(logits, deltas, SCENES, name)
     assert [float(each) for each in got] == pytest.approx(want, rel=2e-5)
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_training_and_scoring_compute_the_same_loss(name: str) -> None:
+    logits, deltas = some_outputs(3, seed=5)
+    spec = SPEC.model_copy(update={"box_loss": name, "box_weight": 0.4})
+    options = ScoreOptions(gamma=LOSS.gamma, alpha=LOSS.alpha)
+    want = [
+        detector_loss(view_image(z, d, ANCHORS), own.xyxy, own.labels, own.ignored, spec, options).value
+        for own, z, d in zip(SCENES, logits.numpy(), deltas.numpy(), strict=True)
+    ]
+    classes, places = losses(logits, deltas, SCENES, name)
+    assert float(classes + 0.4 * places) == pytest.approx(np.mean(want), rel=2e-5)
 
 
 def test_an_image_has_its_loss_whatever_its_batch() -> None:
