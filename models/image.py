@@ -140,6 +140,14 @@ def encode_png(pixels: Pixels) -> bytes:
     return out.getvalue()
 
 
+def read_orientation(data: bytes) -> int:
+    """The EXIF orientation that `decode_image` undoes, 1 (upright) to 8, of a file that it decodes."""
+    picture = _OPENERS[sniff_format(data) or "PNG"](io.BytesIO(data))
+    picture.load()
+    found = _orientation(picture)
+    return found if found in _TURNS else 1
+
+
 def sniff_format(data: bytes) -> str | None:
     """The accepted format whose magic bytes the data starts with, or None."""
     if data.startswith(b"\xff\xd8\xff"):

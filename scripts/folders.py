@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scripts.tables import SPLITS, Columns, Problems, Row, Table
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 
 
@@ -16,7 +16,7 @@ def read_folder(path: Path, columns: Columns) -> Table:
     folders, ignored = _class_folders(path, problems)
     rows: list[Row] = []
     for folder, split in folders:
-        files = list(_walk(folder))
+        files = list(walk(folder))
         images = [file.relative_to(path).as_posix() for file in files if _is_image(file)]
         if not images:
             problems.add(folder.relative_to(path).as_posix(), "the class folder has no images; fill or delete it")
@@ -41,7 +41,7 @@ def _class_folders(root: Path, problems: Problems) -> tuple[list[tuple[Path, str
             ignored += _loose_files(top)
             found += [(folder, split) for folder in _subfolders(top)]
             continue
-        files = list(_walk(top))
+        files = list(walk(top))
         ignored += len(files)
         if any(_is_image(file) for file in files):
             problems.add(top.name, "a folder of images beside train/ that is neither val nor test; move it away")
@@ -49,7 +49,7 @@ def _class_folders(root: Path, problems: Problems) -> tuple[list[tuple[Path, str
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _IMAGES and not _is_clutter(file.name)
+    return file.suffix.lower() in IMAGES and not _is_clutter(file.name)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """The files below a folder in stable order, through links to folders, each real folder once."""
     seen: set[str] = set()
     for top, inner, files in os.walk(folder, followlinks=True):

@@ -7,7 +7,7 @@ resolves labels, looks for the files, decodes every image, and lists all that is
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ class DataSet:
     def fingerprint(self) -> str:
         """SHA-256 over class names and every sample's relative path, labels and content, whatever their order."""
         lines = sorted(
-            json.dumps([self.relative(sample), [self.labels[k] for k in sample.classes], _digest(sample.path)])
+            json.dumps([self.relative(sample), [self.labels[k] for k in sample.classes], file_digest(sample.path)])
             for sample in self.samples
         )
         return hashlib.sha256("\n".join([json.dumps([self.task, self.labels]), *lines]).encode()).hexdigest()
@@ -175,8 +175,7 @@ def _choose_labels(table: Table, given: Sequence[str] | None, source: str) -> tu
     if given is None:
         if not found:
             raise InvalidInput(f"{source}: no sample has a label")
-        numeric = all(label.isascii() and label.isdigit() for label in found)
-        return tuple(sorted(found, key=lambda label: (int(label), label) if numeric else (0, label)))
+        return sort_labels(found)
     if len(set(given)) != len(given) or not all(given):
         raise InvalidInput("the labels to use must be different and not empty")
     problems = Problems(source)
@@ -186,6 +185,12 @@ def _choose_labels(table: Table, given: Sequence[str] | None, source: str) -> tu
             problems.add(row.origin, f"unknown label '{label}'; known: {known}")
     problems.stop_if_any()
     return tuple(given)
+
+
+def sort_labels(found: Set[str]) -> tuple[str, ...]:
+    """Class names in numeric order where all are whole numbers, else in the order of text."""
+    numeric = all(label.isascii() and label.isdigit() for label in found)
+    return tuple(sorted(found, key=lambda label: (int(label), label) if numeric else (0, label)))
 
 
 def _choose_task(asked: str, multilabel: bool, labels: tuple[str, ...]) -> Task:
@@ -206,7 +211,7 @@ def _locate(table: Table, source: Path) -> tuple[list[tuple[Row, Path]], list[Sk
     problems, kept, repeated = Problems(source.name), dict[Path, Row](), list[Skipped]()
     for row in table.rows:
         try:
-            file = _find_file(table.root, row.image)
+            file = find_file(table.root, row.image)
         except InvalidInput as error:
             problems.add(row.origin, str(error))
             continue
@@ -221,7 +226,7 @@ def _locate(table: Table, source: Path) -> tuple[list[tuple[Row, Path]], list[Sk
     return [(row, file) for file, row in kept.items()], repeated
 
 
-def _find_file(root: Path, written: str) -> Path:
+def find_file(root: Path, written: str) -> Path:
     """The file meant by a path as written: literally, without blanks around it, or with its apostrophe undone.
 
     "Outside" is judged by the path's text: links that the owner of the folder put there are followed.
@@ -265,6 +270,7 @@ def _decode_fault(sample: Sample) -> str | None:
     return None
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

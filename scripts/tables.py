@@ -94,7 +94,7 @@ class Problems:
 def read_table(path: Path, columns: Columns) -> Table:
     """Reads a CSV file with a header: comma, semicolon or tab, UTF-8 with or without a byte-order mark."""
     problems = Problems(path.name)
-    lines = _csv_lines(path, problems)
+    lines = csv_lines(path, problems)
     first, header = next(lines, (1, []))
     problems.stop_if_any()
     names = [name.strip().lower() for name in header]
@@ -132,16 +132,22 @@ def read_jsonl(path: Path, columns: Columns) -> Table:
     return Table(path.parent, _read_rows(records, multilabel, columns.separator, problems), multilabel)
 
 
-def find_columns(names: Sequence[str], columns: Columns, origin: str) -> dict[str, str]:
+def find_columns(
+    names: Sequence[str],
+    columns: Columns,
+    origin: str,
+    roles: Mapping[str, tuple[str, ...]] = ALIASES,
+    optional: Sequence[str] = ("group", "split"),
+) -> dict[str, str]:
     """Finds the column of each role, by the name asked for or by alias; `names` are lower case."""
     found: dict[str, str] = {}
-    for role, aliases in ALIASES.items():
+    for role, aliases in roles.items():
         asked = columns.names.get(role)
         candidates = [name for name in names if name in ((asked.strip().lower(),) if asked else aliases)]
         if len(candidates) > 1:
             both = " and ".join(f"'{name}'" for name in candidates)
             raise InvalidInput(f"{origin}: {both} could each be the {role} column; choose one with {role}_column")
-        if not candidates and (asked or role in ("image", "label")):
+        if not candidates and (asked or role not in optional):
             wanted = f"'{asked}'" if asked else f"for the {role} (one of {', '.join(aliases)})"
             raise InvalidInput(f"{origin}: no column {wanted}; there are: {', '.join(names) or 'none'}")
         found.update((role, name) for name in candidates)
@@ -195,7 +201,7 @@ def _as_text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _csv_lines(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+def csv_lines(path: Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, each with the line on which it starts."""
     text = _read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sniff_delimiter(text), strict=True)

@@ -1,0 +1,380 @@
+"""Every format of boxes, whole and broken, on garments at known places."""
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.errors import InvalidInput
+from models.image import decode_image
+from scripts.box_readers import BOX_READERS, infer_box_format, is_detection, read_boxes
+from scripts.box_tables import turn_box
+from tests.box_files import HEIGHT, LABELS, PAGES, WIDTH, box_csv, coco, fails, found, voc, write_pages, yolo
+from tests.labelled_files import pictures, table
+
+SPLIT_YAML = """
+path: /somebody/elses/machine
+train: ../images
+val: images_val
+names: {0: Bag, 1: Dress, 2: Sandal}
+"""
+
+
+def test_every_format_gives_the_same_boxes(tmp_path: Path) -> None:
+    paths = {
+        "coco": coco(tmp_path / "coco").write(),
+        "yolo": yolo(tmp_path / "yolo"),
+        "voc": voc(tmp_path / "voc"),
+        "csv": box_csv(tmp_path / "csv"),
+    }
+    assert set(paths) == set(BOX_READERS)
+    for kind, path in paths.items():
+        assert infer_box_format(path) == kind
+        data = read_boxes(path, progress=False)
+        assert (data.labels, found(data)) == (LABELS, PAGES), kind
+        assert data.counts.tolist() == [1, 1, 1]
+        assert (data.skipped, data.dropped, data.clipped) == ((), (), 0)
+        assert {(sample.width, sample.height) for sample in data.samples} == {(WIDTH, HEIGHT)}
+        assert all(sample.boxes.xyxy.dtype == np.float64 for sample in data.samples)
+        assert all(sample.boxes.xyxy.shape == (len(sample.boxes.ids), 4) for sample in data.samples)
+
+
+def test_what_holds_labels_of_whole_pictures_is_no_detection_set(tmp_path: Path) -> None:
+    pictures(tmp_path, "a/x.png", "labels/y.png")
+    assert not is_detection(tmp_path)
+    assert not is_detection(table(tmp_path, "image,label\na/x.png,a\n"))
+    assert not is_detection(table(tmp_path, '{"image": "a/x.png", "label": "a"}\n', "list.jsonl"))
+    assert is_detection(table(tmp_path, "image,label,xmin,ymin,xmax,ymax\n", "boxes.csv"))
+    assert "no such file" in fails(tmp_path / "absent.json")
+    assert "holds no boxes" in fails(tmp_path)
+
+
+def test_coco_finds_pictures_beside_in_images_and_where_told(tmp_path: Path) -> None:
+    for place in (".", "images", "elsewhere"):
+        path = coco(tmp_path / place, place).write()
+        images = None if place != "elsewhere" else tmp_path / place / place
+        data = read_boxes(path, images=images, progress=False)
+        assert found(data) == PAGES
+        assert all(data.relative(sample) for sample in data.samples)
+    assert "no file 'one.png'" in fails(tmp_path / "elsewhere" / "instances.json")
+
+
+def test_coco_keeps_ids_crowds_splits_and_groups(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    file.document["annotations"][1]["iscrowd"] = 1
+    file.document["images"][0] |= {"split": "val", "group": "g"}
+    data = read_boxes(file.write(), progress=False)
+    first = data.samples[0]
+    assert (first.boxes.ids, first.boxes.ignored.tolist()) == ((100, 101), [False, True])
+    assert (first.split, first.group, first.image_id, data.samples[1].split) == ("val", "g", 1, None)
+    assert (first.classes, data.counts.tolist()) == ((LABELS.index("Dress"),), [0, 1, 1])
+
+
+BROKEN: list[tuple[dict[str, object], str]] = [
+    ({"id": 201, "bbox": [5, 5, 0, 9]}, "annotation 201: no area"),
+    ({"id": 202, "bbox": [5, 5, 9, -3]}, "annotation 202: swapped corners or a negative side"),
+    ({"id": 203, "bbox": [200, 5, 9, 9]}, "annotation 203: wholly outside the picture of 96 x 64"),
+    ({"id": 204, "bbox": [float("nan"), 5, 9, 9]}, "annotation 204: nan is not a finite number"),
+    ({"id": 205, "bbox": [5, float("inf"), 9, 9]}, "annotation 205: inf is not a finite number"),
+    ({"id": 206, "bbox": [5, 5, 9]}, "annotation 206: 3 numbers where a box has 4"),
+    ({"id": 207, "category_id": 99}, "annotation 207: there is no category 99"),
+    ({"id": 100}, "annotation 100: the id is there more than once"),
+    ({"id": 208, "image_id": 77}, "annotation 208: there is no image 77"),
+    ({"id": 209, "bbox": None}, "annotation 209: there is no bbox"),
+    ({"id": 210, "bbox": [5, 5, True, 9]}, "annotation 210: 'True' is not a number"),
+    ({"id": None, "bbox": "5 5 9 9"}, "annotation #15: bbox is not a list"),
+    ({"id": 211, "bbox": [5, 5, 10**400, 9]}, "annotation 211: "),
+    ({"id": 212, "bbox": [5, 5, 9, 0]}, "annotation 212: no area"),
+]
+
+
+def test_a_coco_file_with_every_kind_of_broken_annotation(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    whole = {"image_id": 1, "category_id": 3, "bbox": [5, 5, 9, 9]}
+    file.document["annotations"] += [whole | change for change, _ in BROKEN]
+    path = file.write()
+    message = fails(path)
+    assert message.startswith(f"{len(BROKEN)} problems in instances.json:") and message.endswith(
+        f"and {len(BROKEN) - 10} more"
+    )
+    data = read_boxes(path, on_bad_box="drop", progress=False)
+    said = [f"{one.origin}: {one.reason}" for one in data.dropped]
+    assert len(said) == len(BROKEN) and found(data) == PAGES
+    for _, want in BROKEN:
+        assert any(line.startswith(f"instances.json: {want}") for line in said), want
+
+
+@pytest.mark.parametrize("change, want", BROKEN)
+def test_each_broken_annotation_alone_is_refused(tmp_path: Path, change: dict[str, object], want: str) -> None:
+    file = coco(tmp_path)
+    file.document["annotations"].append({"image_id": 1, "category_id": 3, "bbox": [5, 5, 9, 9]} | change)
+    assert want.replace("#15", "#4") in fails(file.write())
+
+
+def test_boxes_that_stick_out_are_cut_and_counted(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    file.document["annotations"][0]["bbox"] = [-7, 4, 37, 1000]
+    file.document["annotations"][1]["bbox"] = [0, 0, WIDTH + 1e-4, HEIGHT]  # rounding is no fault
+    data = read_boxes(file.write(), progress=False)
+    assert data.samples[0].boxes.xyxy.tolist() == [[0, 4, 30, HEIGHT], [0, 0, WIDTH, HEIGHT]]
+    assert data.clipped == 1
+
+
+def test_coco_documents_that_are_none_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for text, want in [("{", "not JSON"), ("[]", "not a COCO file"), ("[" * 100_000, "not JSON"), ("", "not JSON"),
+                       ('{"images": 3, "categories": []}', "is not a list of objects"),
+                       ('{"images": [], "categories": []}', "there are no categories"),
+                       ('{"images": [], "categories": [{"id": 1, "name": "a"}]}', "no pictures")]:  # fmt: skip
+        path.write_text(text)
+        assert want in fails(path) and "\n" not in fails(path)
+    file = coco(tmp_path)
+    file.document["categories"].append({"id": 3, "name": "Bag"})
+    assert "category 3: the id is there more than once" in fails(file.write())
+    file = coco(tmp_path)
+    file.document["images"].append(dict(file.document["images"][0], id=9))
+    assert "'one.png' is already in" in fails(file.write())
+
+
+def test_pictures_that_are_missing_bad_or_of_another_size_are_refused_or_left_out(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    (tmp_path / "images" / "two.png").unlink()
+    (tmp_path / "images" / "none.png").write_bytes(b"no picture")
+    message = fails(file.write())
+    assert "image 2: no file 'two.png'" in message and "image 3: none.png: not a JPEG" in message
+    data = read_boxes(file.write(), on_bad_image="skip", progress=False)
+    assert [one.origin for one in data.skipped] == ["instances.json: image 2", "instances.json: image 3"]
+    file.document["images"] = [dict(file.document["images"][0], width=97)]
+    file.document["annotations"] = file.document["annotations"][:2]
+    assert "the picture is 96 x 64, not 97 x 64 as stated" in fails(file.write())
+    file.document["images"][0] |= {"width": 96, "file_name": "../../one.png"}
+    assert "is outside" in fails(file.write())
+
+
+@pytest.mark.parametrize("orientation, stored", [(k, False) for k in range(1, 9)] + [(k, True) for k in range(5, 9)])
+def test_boxes_follow_a_picture_that_exif_turns(tmp_path: Path, orientation: int, stored: bool) -> None:
+    # One light rectangle on black; its place upright is read off the decoded picture itself.
+    canvas = np.zeros((40, 60, 3), np.uint8)
+    canvas[4:14, 6:26] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(canvas).save(tmp_path / "x.png", exif=exif)
+    light = decode_image((tmp_path / "x.png").read_bytes())[..., 0] > 128
+    rows, columns = np.flatnonzero(light.any(axis=1)), np.flatnonzero(light.any(axis=0))
+    want = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    size = (60, 40) if stored or orientation < 5 else (40, 60)
+    box = (6, 4, 26, 14) if stored else want
+    document = {
+        "images": [{"id": 1, "file_name": "x.png", "width": size[0], "height": size[1]}],
+        "categories": [{"id": 1, "name": "light"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1,
+             "bbox": [int(v) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])]}
+        ],
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    data = read_boxes(tmp_path / "x.json", progress=False)
+    assert data.samples[0].boxes.xyxy.tolist() == [want]
+    assert (data.samples[0].height, data.samples[0].width) == light.shape
+
+
+@given(st.sampled_from([5, 6, 7, 8]), st.integers(1, 50), st.integers(1, 50))
+def test_turning_keeps_boxes_inside_and_their_sides(orientation: int, width: int, height: int) -> None:
+    x1, y1, x2, y2 = turn_box((0.25, 0.5, width, height), orientation, width, height)
+    assert 0 <= x1 < x2 <= height and 0 <= y1 < y2 <= width
+    assert (x2 - x1, y2 - y1) == (height - 0.5, width - 0.25)
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (8192, 1), (1, 8192), (8192, 64)])
+def test_pictures_of_any_size_up_to_8192(tmp_path: Path, width: int, height: int) -> None:
+    Image.new("L", (width, height)).save(tmp_path / "x.png")
+    data = read_boxes(table(tmp_path, f"image,x1,y1,x2,y2,label\nx.png,0,0,{width},{height},a\n"), progress=False)
+    assert data.samples[0].boxes.xyxy.tolist() == [[0, 0, width, height]]
+
+
+def test_yolo_reads_data_yaml_with_its_splits(tmp_path: Path) -> None:
+    yolo(tmp_path, SPLIT_YAML)
+    (tmp_path / "images_val").mkdir()
+    shutil.move(tmp_path / "images" / "two.png", tmp_path / "images_val" / "two.png")
+    shutil.move(tmp_path / "labels" / "two.txt", tmp_path / "images_val" / "two.txt")
+    data = read_boxes(tmp_path, progress=False)
+    assert found(data) == {name: PAGES[name] for name in ("none.png", "one.png", "two.png")}
+    assert [sample.split for sample in data.samples] == ["train", "train", "val"]
+    (tmp_path / "data.yaml").write_text("names: [a]\ntrain: nowhere\n")
+    assert "'nowhere' is not in" in fails(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [a, a]\n")
+    assert "names must be a list of different names" in fails(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: {1: a, 2: b}\n")
+    assert "numbered 0, 1, 2" in fails(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: !!python/object/apply:os.getcwd []\n")
+    assert "not YAML" in fails(tmp_path)
+
+
+def test_yolo_lists_of_pictures_and_folders_of_splits(tmp_path: Path) -> None:
+    yolo(tmp_path, "train: train.txt\nnames: [Bag, Dress, Sandal]\n")
+    (tmp_path / "train.txt").write_text("./images/one.png\nimages/two.png\n")
+    assert list(found(read_boxes(tmp_path, progress=False))) == ["one.png", "two.png"]
+    (tmp_path / "train.txt").write_text("../secret.png\n")
+    assert "outside" in fails(tmp_path)
+    split = yolo(tmp_path / "b")
+    for kind in ("images", "labels"):
+        shutil.move(split / kind, split / "x")
+        shutil.move(split / "x", split / kind / "valid")
+    data = read_boxes(split, progress=False)
+    assert ({sample.split for sample in data.samples}, found(data)["one.png"]) == ({"val"}, PAGES["one.png"])
+
+
+def test_bad_lines_of_yolo_are_named(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    lines = ["0 .5 .5 .1", "3 .5 .5 .1 .1", "-1 .5 .5 .1 .1", "0 .5 .5 .1 .1 .9", "1.0 .5 .5 .1 .1", "0 nan .5 .1 .1",
+             "0 .5 .5 0 .1", "0 1.6 .5 .1 .1", "0 .5 .5 -.1 .1", "", "0 .95 .5 .2 .1"]  # fmt: skip
+    (tmp_path / "labels" / "none.txt").write_text("\n".join(lines))
+    (tmp_path / "labels" / "lost.txt").write_text("0 .5 .5 .1 .1\n")
+    message = fails(tmp_path)
+    assert message.startswith("10 problems") and "labels/lost.txt: no picture goes with this file" in message
+    assert all(f"labels/none.txt:{number}: " in message for number in range(1, 10))
+    data = read_boxes(tmp_path, on_bad_box="drop", progress=False)
+    assert (len(data.dropped), data.clipped) == (10, 1)
+    boxes = next(sample.boxes for sample in data.samples if sample.path.name == "none.png")
+    assert (boxes.xyxy.round(3).tolist(), boxes.ids) == ([[81.6, 28.8, 96.0, 35.2]], (11,))
+
+
+def test_voc_difficult_objects_image_sets_and_pictures_without_xml(tmp_path: Path) -> None:
+    voc(tmp_path)
+    for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".png")):
+        (tmp_path / folder).mkdir()
+        for file in tmp_path.glob(f"*{suffix}"):
+            shutil.move(file, tmp_path / folder / file.name)
+    text = (tmp_path / "Annotations" / "one.xml").read_text()
+    text = text.replace("</name>", "</name><difficult>1</difficult>", 1)
+    (tmp_path / "Annotations" / "one.xml").write_text(text)
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("two\n")
+    write_pages(tmp_path / "JPEGImages", {"bare.png": []})
+    data = read_boxes(tmp_path, progress=False)
+    samples = {sample.path.name: sample for sample in data.samples}
+    assert samples["one.png"].boxes.ignored.tolist() == [True, False]
+    assert (samples["two.png"].split, samples["one.png"].split) == ("val", None)
+    assert [(one.origin, one.reason) for one in data.skipped] == [("JPEGImages/bare.png", "has no annotation file")]
+
+
+def test_pascals_own_files_count_from_one(tmp_path: Path) -> None:
+    voc(tmp_path)
+    file = tmp_path / "two.xml"
+    file.write_text(
+        file.read_text().replace("<size>", "<source><database>The VOC2007 Database</database></source><size>")
+    )
+    boxes = found(read_boxes(tmp_path, progress=False))["two.png"]
+    assert boxes == [("Sandal", (9, 9, 38, 38))]
+
+
+def test_bad_voc_files_are_named(tmp_path: Path) -> None:
+    voc(tmp_path)
+    (tmp_path / "one.xml").write_text("<annotation><object>")
+    (tmp_path / "none.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>')
+    (tmp_path / "two.xml").write_text("<other/>")
+    message = fails(tmp_path, on_bad_box="drop")
+    assert "one.xml: not readable as XML" in message and "two.xml: a VOC file holds <annotation>" in message
+    assert "none.xml: not readable as XML: entities or a DTD are not allowed" in message
+    shutil.rmtree(tmp_path)
+    text = (voc(tmp_path) / "two.xml").read_text()
+    (tmp_path / "two.xml").write_text(
+        text.replace("<xmin>10</xmin>", "").replace("</annotation>", "<object/></annotation>")
+    )
+    message = fails(tmp_path)
+    assert "two.xml: object 1: 3 numbers" in message and "two.xml: object 2: it has no name" in message
+
+
+def test_csv_aliases_splits_negatives_and_bad_rows(tmp_path: Path) -> None:
+    path = box_csv(tmp_path, "file_name,xmin,ymin,xmax,ymax,class")
+    assert found(read_boxes(path, progress=False)) == PAGES
+    text = path.read_text().replace("\r\n", "\n")
+    path.write_text(text + "one.png,1,2,3,,Bag\none.png,a,2,3,4,Bag\none.png,1,2,3,4,\nnone.png,,,,,Bag\n")
+    message = fails(path)
+    for want in ("boxes.csv:6: 3 numbers", "boxes.csv:7: 'a' is not a number", "boxes.csv:8: the label is empty",
+                 "boxes.csv:9: the label 'Bag' without a box"):  # fmt: skip
+        assert want in message
+    assert found(read_boxes(path, on_bad_box="drop", progress=False)) == PAGES
+    path.write_text("image,x1,y1,x2,y2,label,split\none.png,1,2,30,40,Bag,val\none.png,1,2,30,41,Bag,train\n")
+    assert "boxes.csv:3: 'one.png' is already in boxes.csv:2 with another split or group" in fails(path)
+
+
+def test_given_labels_keep_their_order_and_refuse_others(tmp_path: Path) -> None:
+    path = coco(tmp_path).write()
+    data = read_boxes(path, labels=["Sandal", "never", "Dress", "Bag"], progress=False)
+    assert (data.labels[0], data.counts.tolist(), found(data)) == ("Sandal", [1, 0, 1, 1], PAGES)
+    assert "annotation 101: unknown label 'Bag'" in fails(path, labels=["Sandal", "Dress"])
+    assert "must be different" in fails(path, labels=["Bag", "Bag"])
+
+
+def test_a_set_without_any_box_is_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    file.document["annotations"] = []
+    assert "no picture has a box" in fails(file.write())
+
+
+def test_the_fingerprint_ignores_order_and_place_and_sees_boxes_labels_and_content(tmp_path: Path) -> None:
+    file = coco(tmp_path / "a")
+    first = read_boxes(file.write(), progress=False).fingerprint()
+    for key in ("images", "annotations", "categories"):
+        file.document[key].reverse()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert read_boxes(file.write(), progress=False).fingerprint() == first
+    assert read_boxes(tmp_path / "b" / "instances.json", progress=False).fingerprint() == first
+    file.document["annotations"][0]["bbox"][0] += 1
+    assert read_boxes(file.write(), progress=False).fingerprint() != first
+    file.document["annotations"][0]["bbox"][0] -= 1
+    file.document["annotations"][0]["iscrowd"] = 1
+    assert read_boxes(file.write(), progress=False).fingerprint() != first
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "b" / "images" / "one.png")
+    assert read_boxes(tmp_path / "b" / "instances.json", progress=False).fingerprint() != first
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["", "x", "\0", "\ud800", "../x.png", "1e999", 10**400, -(2**63)]),
+    st.lists(st.integers(0, 3), max_size=5),
+    st.dictionaries(st.sampled_from(["id", "bbox"]), st.integers(), max_size=2),
+)
+KEYS = ["id", "image_id", "category_id", "bbox", "iscrowd", "file_name", "width", "height", "name", "split", "group"]
+
+
+@given(st.sampled_from(["images", "annotations", "categories"]), st.sampled_from(KEYS), JUNK, st.booleans())
+def test_junk_anywhere_in_a_coco_file_is_read_or_refused_in_words(part: str, key: str, junk: object, row: bool) -> None:
+    with TemporaryDirectory() as folder:
+        file = coco(Path(folder), ".")
+        if row:
+            file.document[part][0][key] = junk
+        else:
+            file.document[part] = [junk, *file.document[part]] if key < "d" else junk
+        path = file.write()
+        try:
+            data = read_boxes(path, on_bad_box="drop", on_bad_image="skip", progress=False)
+        except InvalidInput:
+            return
+        assert all((one.boxes.xyxy[:, 2:] > one.boxes.xyxy[:, :2]).all() for one in data.samples)
+        assert len(data.fingerprint()) == 64
+
+
+@settings(max_examples=50)
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_junk_in_a_line_is_named_whatever_it_is(junk: str) -> None:
+    with TemporaryDirectory() as folder:
+        labels = yolo(Path(folder) / "y") / "labels" / "none.txt"
+        labels.write_text(junk, encoding="utf-8")
+        read_boxes(Path(folder) / "y", on_bad_box="drop", progress=False)
+        table = box_csv(Path(folder) / "c")
+        table.write_bytes(table.read_bytes() + junk.replace('"', "").encode())
+        try:
+            read_boxes(table, on_bad_box="drop", on_bad_image="skip", progress=False)
+        except InvalidInput as error:
+            assert "boxes.csv" in str(error)
