@@ -23,6 +23,8 @@ from scripts.rewrite import rewrite_jsonl, rewrite_table
 from scripts.tables import Problems, sniff_delimiter
 
 LOG = "changes.csv"
+SURE = 0.8
+"""From this probability on a suggestion is accepted unseen."""
 _LOG_COLUMNS = ("image", "action", "given_label", "new_label", "new_image")
 _KEEP, _ACCEPT, _DROP = "keep", "accept", "drop"
 
@@ -42,7 +44,7 @@ class ApplyFlags(Flags):
     decisions: Path | None = Field(None, description="file of decisions, .csv or .jsonl")
     accept_issues: CliToggleFlag[bool] = Field(
         False,
-        description="accept the suggestion for every flagged label unseen; right ones break too, of rare classes most",
+        description="accept unseen the suggestions that are sure (p_suggested of .8 or more), of flagged labels",
     )
     link: CliToggleFlag[bool] = Field(False, description="link to the original images instead of copying them")
     separator: str = Field("|", description="between several labels in one cell")
@@ -96,9 +98,16 @@ def read_issues(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def accepted(data: DataSet, issues: Mapping[str, dict[str, Any]]) -> dict[str, Decision]:
-    """The suggestion for every flagged label."""
-    return {image: Decision(_indices(row["suggested_label"], data)) for image, row in issues.items()
-            if row["is_label_issue"]}  # fmt: skip
+    """The suggestion for every flagged label for which it is sure: a flag alone is often wrong in rare classes.
+
+    Raises:
+        InvalidInput: the audit does not say how sure it is.
+    """
+    flagged = {image: row for image, row in issues.items() if row["is_label_issue"]}
+    if any(row.get("p_suggested") is None for row in flagged.values()):
+        raise InvalidInput("the audit does not say how sure its suggestions are; run it again with this version")
+    return {image: Decision(_indices(row["suggested_label"], data)) for image, row in flagged.items()
+            if row["p_suggested"] >= SURE}  # fmt: skip
 
 
 def read_decisions(

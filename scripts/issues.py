@@ -27,6 +27,7 @@ COLUMNS = (
     "image",
     "given_label",
     "suggested_label",
+    "p_suggested",
     "is_label_issue",
     "label_score",
     "posterior",
@@ -55,6 +56,7 @@ class Judged:
         loss: (N,) focal loss, natural logarithm; of several labels the sum.
         is_issue: (N,).
         suggested: for each the class indices that fit better.
+        p_suggested: (N,) probability that they are the true ones; of several labels of the least sure change.
         wrong: estimated number of wrong labels.
         joint: (K, K) estimated number of labels by (true, given); of several labels None.
         methods: what the quality is, and whether the guard passed, per class where there are several labels.
@@ -68,6 +70,7 @@ class Judged:
     loss: Floats
     is_issue: NDArray[np.bool_]
     suggested: list[tuple[int, ...]]
+    p_suggested: Floats
     wrong: float
     joint: Floats | None
     methods: list[str]
@@ -90,6 +93,7 @@ def judge_classes(
         loss=_focal(p_given, gamma),
         is_issue=audit.is_issue,
         suggested=[(k,) for k in audit.suggested.tolist()],
+        p_suggested=audit.p_suggested,
         wrong=audit.noise.wrong,
         joint=audit.noise.joint,
         methods=[audit.method],
@@ -109,6 +113,7 @@ def judge_tags(audit: TagAudit, p: Floats, given: NDArray[np.bool_], in_fold: Fl
         loss=_focal(fit, gamma).sum(axis=1),
         is_issue=np.asarray(audit.is_issue.any(axis=1)),
         suggested=[tuple(np.flatnonzero(row).tolist()) for row in better],
+        p_suggested=np.where(audit.is_issue, 1.0 - audit.elements, 1.0).min(axis=1),
         wrong=sum(one.noise.wrong for one in audit.classes),
         joint=None,
         methods=[one.method for one in audit.classes],
@@ -144,6 +149,7 @@ def make_rows(
                 "image": data.relative(data.samples[row]),
                 "given_label": names(data.samples[row].classes, data),
                 "suggested_label": names(judged.suggested[row], data) if issue else None,
+                "p_suggested": float(judged.p_suggested[row]) if issue else None,
                 "is_label_issue": issue,
                 "label_score": float(judged.quality[row]),
                 "posterior": float(judged.posterior[row]),
