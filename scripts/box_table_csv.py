@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from models.cells import restore
 from models.errors import InvalidInput
 from scripts.box_tables import BoxTable, RawBox, RawImage, read_box
 from scripts.readers import Skipped
-from scripts.tables import ALIASES, SPLITS, Columns, Problems, csv_lines, find_columns, restore
+from scripts.tables import ALIASES, SPLITS, Columns, Problems, csv_lines, find_columns
 
 ROLES: dict[str, tuple[str, ...]] = {
     "image": ALIASES["image"],

@@ -1,13 +1,10 @@
-"""What an audit found, as rows: one per image, the worst label first; and images that are there twice."""
+"""What an audit found, as rows: one per image, the worst label first."""
 
 import csv
-import hashlib
 import json
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,8 @@ from numpy.typing import NDArray
 from models.audit import Audit, Probabilities, TagAudit
 from models.cells import neutralize
 from models.quality import normalized_margin, worst_dominates
-from scripts.readers import DataSet, Sample
+from scripts.duplicates import Duplicates
+from scripts.readers import DataSet
 
 Floats = NDArray[np.float64]
 COLUMNS = (
@@ -38,6 +36,7 @@ COLUMNS = (
     "cause",
     "fold",
     "duplicate_of",
+    "duplicate_label",
 )
 _LEAST = 1e-12
 _AT_ONCE = 2_000_000
@@ -120,28 +119,12 @@ def judge_tags(audit: TagAudit, p: Floats, given: NDArray[np.bool_], in_fold: Fl
     )
 
 
-def find_duplicates(data: DataSet) -> dict[int, int]:
-    """Images whose file is the same, byte for byte, as that of an image with other labels: row to the other row."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(_digest, data.samples))
-    same: dict[bytes, list[int]] = defaultdict(list)
-    for row, digest in enumerate(digests):
-        same[digest].append(row)
-    found = {}
-    for rows in same.values():
-        for row in rows:
-            other = next((k for k in rows if data.samples[k].classes != data.samples[row].classes), None)
-            if other is not None:
-                found[row] = other
-    return found
-
-
 def make_rows(
-    data: DataSet, judged: Judged, fold: NDArray[np.int64] | None, duplicates: dict[int, int]
+    data: DataSet, judged: Judged, fold: NDArray[np.int64] | None, duplicates: Duplicates
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The samples' positions and rows of COLUMNS, the lowest quality first."""
     for rank, row in enumerate(np.argsort(judged.quality, kind="stable").tolist(), start=1):
-        issue, twin = bool(judged.is_issue[row]), duplicates.get(row)
+        issue, twin = bool(judged.is_issue[row]), duplicates.of(row)
         yield (
             row,
             {
@@ -157,9 +140,10 @@ def make_rows(
                 "p_in_fold": None if np.isnan(judged.p_in_fold[row]) else float(judged.p_in_fold[row]),
                 "margin": float(judged.margin[row]),
                 "loss": float(judged.loss[row]),
-                "cause": "duplicate with another label" if twin is not None else "wrong label" if issue else None,
+                "cause": _cause(row, issue, duplicates),
                 "fold": None if fold is None else int(fold[row]),
                 "duplicate_of": None if twin is None else data.relative(data.samples[twin]),
+                "duplicate_label": None if twin is None else names(data.samples[twin].classes, data),
             },
         )
 
@@ -201,11 +185,14 @@ def cell(value: Any) -> Any:
     return neutralize(value) if isinstance(value, str) else "" if value is None else value
 
 
+def _cause(row: int, issue: bool, duplicates: Duplicates) -> str | None:
+    if row in duplicates.same:
+        return "duplicate with another label"
+    if issue:
+        return "wrong label"
+    return "near-duplicate with another label" if row in duplicates.near else None
+
+
 def _focal(p: Floats, gamma: float) -> Floats:
     safe = np.clip(p, _LEAST, 1.0)
     return np.asarray(-((1.0 - safe) ** gamma) * np.log(safe))
-
-
-def _digest(sample: Sample) -> bytes:
-    with sample.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from models.image import decode_image
+from scripts.duplicates import Duplicates
 from scripts.issues import Judged, names, written_whole
 from scripts.readers import DataSet, Sample
 
@@ -48,14 +49,14 @@ class Findings:
         data: what was audited.
         judged: scores, as its samples.
         worst: position and row of issues.csv of the labels to show, the worst first.
-        duplicates: sample to a sample with the same file and another label.
+        duplicates: images that are there twice with different labels.
         in_sample: the model was trained on this very data.
     """
 
     data: DataSet
     judged: Judged
     worst: list[tuple[int, dict[str, Any]]]
-    duplicates: dict[int, int]
+    duplicates: Duplicates
     in_sample: bool = False
 
 
@@ -215,19 +216,33 @@ def _histogram(findings: Findings) -> str:
 
 
 def _twins(findings: Findings) -> str:
-    data = findings.data
-    pairs = [(row, other) for row, other in sorted(findings.duplicates.items())]
-    if not pairs:
-        return "<h2>Duplicates</h2><p>No file is there twice with different labels.</p>"
-    rows = [
-        [escape(data.relative(data.samples[row])), _said(names(data.samples[row].classes, data)),
-         escape(data.relative(data.samples[other])), _said(names(data.samples[other].classes, data))]
-        for row, other in pairs[:_MOST_TWINS]
-    ]  # fmt: skip
+    same, near = findings.duplicates.same, findings.duplicates.near
+    if not same and not near:
+        return "<h2>Duplicates</h2><p>No picture is there twice with different labels.</p>"
+    said = f"{len(same)} images are there twice, byte for byte, with different labels"
     return (
-        f"<h2>Duplicates</h2><p>{len(pairs)} images are there twice, byte for byte, with different labels.</p>"
-        + _table(["image", "given", "the same as", "given"], rows)
+        f"<h2>Duplicates</h2><p>{said}; {len(near)} look the same as one with another label.</p>"
+        f"{_twin_rows(findings, same, 'the same as')}{_twin_rows(findings, near, 'looks the same as')}"
     )
+
+
+def _twin_rows(findings: Findings, pairs: Mapping[int, int], relation: str) -> str:
+    data = findings.data
+    rows = [
+        [
+            part
+            for place in (row, other)
+            for part in (
+                f'<img src="{thumbnail(data.samples[place])}" alt="" width="56"> '
+                f"{escape(data.relative(data.samples[place]))}",
+                _said(names(data.samples[place].classes, data)),
+            )
+        ]
+        # Both directions of one pair are one row.
+        for row, other in sorted(pairs.items())
+        if pairs.get(other) != row or row < other
+    ]
+    return _table(["image", "given", relation, "given"], rows[:_MOST_TWINS]) if rows else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

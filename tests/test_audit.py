@@ -6,7 +6,7 @@ import pytest
 from models.audit import audit_labels, audit_tags, check_calibration, lowest
 from models.noise import posterior
 from models.quality import worst_dominates
-from scripts.apply import SURE
+from scripts.decisions import SURE
 from tests.noisy import CELLS, Bools, Cell, Floats, Indices, average_precision, load, load_uncalibrated, synthesize
 
 CLEAN_CELLS = [name for name in CELLS if name.endswith("_5")]
