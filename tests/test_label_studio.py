@@ -37,11 +37,17 @@ def decided(tmp_path: Path, *tasks: list[dict[str, Any]]) -> list[dict[str, Any]
 
 def test_choices_are_labels_and_skipped_and_open_tasks_decide_nothing(tmp_path: Path) -> None:
     assert decided(
-        tmp_path, [annotation("dog")], [annotation("cat", was_cancelled=True)], [], [annotation("dog", "cat")],
+        tmp_path,
+        [annotation("dog")],
+        [annotation("cat", was_cancelled=True)],
+        [],
+        [annotation("dog", "cat")],
         [annotation()],
     ) == [
-        {"image": "0.png", "label": ["dog"]}, {"image": "3.png", "label": ["cat", "dog"]}, {"image": "4.png", "label": []}
-    ]  # fmt: skip
+        {"image": "0.png", "label": ["dog"]},
+        {"image": "3.png", "label": ["cat", "dog"]},
+        {"image": "4.png", "label": []},
+    ]
 
 
 def test_drop_drops_unless_it_is_a_class(tmp_path: Path) -> None:
