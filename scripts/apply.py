@@ -2,9 +2,7 @@
 
 import csv
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,9 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag, SettingsConfigDict
 
 from models.errors import InvalidInput
+from scripts.box_apply import apply_boxes
 from scripts.decisions import Decision, accepted, read_decisions
+from scripts.drafts import drafted, put_file
 from scripts.flags import Flags
 from scripts.issues import cell, names
 from scripts.readers import DataSet, Sample, infer_format, read_dataset
@@ -28,8 +28,9 @@ class ApplyFlags(Flags):
 
     The decisions are a CSV or JSON Lines file with the columns `image` and `decision`: accept (the suggestion), keep,
     drop, or empty (keep); or `label`, the class to give (several as a|b). issues.csv with a column more will do, and so
-    will Label Studio's JSON export of label_studio.json. The original is never touched, and OUT must not exist.
-    changes.csv in OUT tells every change.
+    will Label Studio's JSON export of label_studio.json. Of boxes the file also has `box_id` and `box` (x1|y1|x2|y2): a
+    row without box_id draws a box. The original is never touched, and OUT must not exist. changes.csv in OUT tells
+    every change.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve apply")
@@ -49,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs `focalserve apply`; prints the new data set's path on stdout."""
     flags = ApplyFlags.parse(argv)
     source, settings = read_audit(flags.audit)
+    if settings["task"] == "detection":
+        print(apply_boxes(flags.audit, source, settings, flags.decisions, flags.out, flags.link))
+        return 0
     data = read_dataset(source, task=settings["task"], on_bad_image="skip", separator=flags.separator)
     if data.fingerprint() != settings["fingerprint"]:
         raise InvalidInput(f"{source} has changed since it was audited; audit it again")
@@ -91,23 +95,14 @@ def write_dataset(data: DataSet, source: Path, decided: Mapping[str, Decision], 
     Raises:
         InvalidInput: OUT exists.
     """
-    if flags.out.exists():
-        raise InvalidInput(f"{flags.out} exists already; choose another --out")
     kind = infer_format(source)
-    flags.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{flags.out.name}-", dir=flags.out.absolute().parent))
-    try:
+    with drafted(flags.out) as draft:
         placed = _place(data, decided, draft, kind == "folder", flags.link)
         if kind != "folder":
             rewrite = rewrite_jsonl if kind == "jsonl" else rewrite_table
             text = rewrite(source, *_edits(data, decided), flags.separator)
             (draft / source.name).write_bytes(text)
         _write_log(draft / LOG, data, decided, placed)
-        draft.chmod(0o755)
-        draft.rename(flags.out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     dropped = sum(decision.classes is None for decision in decided.values())
     changed = sum(_is_change(sample, decided.get(data.relative(sample))) for sample in data.samples)
     print(f"{changed} labels changed, {dropped} images dropped, {len(data.samples) - dropped} written", file=sys.stderr)
@@ -133,11 +128,7 @@ def _place(data: DataSet, decided: Mapping[str, Decision], out: Path, move: bool
             placed[old] = _free(new, taken)
             taken.add(placed[old])
     for old, new in placed.items():
-        (out / new).parent.mkdir(parents=True, exist_ok=True)
-        if link:
-            (out / new).symlink_to((data.root / old).resolve())
-        else:
-            shutil.copyfile(data.root / old, out / new)
+        put_file(data.root / old, out / new, link)
     return placed
 
 

@@ -168,20 +168,20 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         raise
 
 
-def write_issues(folder: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> None:
+def write_issues(folder: Path, rows: Iterator[tuple[int, dict[str, Any]]], columns: Sequence[str] = COLUMNS) -> None:
     """Writes issues.csv and issues.jsonl, row by row."""
     with written_whole(folder / "issues.csv") as table, written_whole(folder / "issues.jsonl") as lines:
         out = csv.writer(table)
-        out.writerow(COLUMNS)
+        out.writerow(columns)
         for _, row in rows:
-            out.writerow([cell(row[column]) for column in COLUMNS])
+            out.writerow([cell(row[column]) for column in columns])
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def cell(value: Any) -> Any:
     """A value as a cell of our CSV files."""
     if isinstance(value, list):
-        return neutralize("|".join(value))
+        return neutralize("|".join(map(str, value)))
     return neutralize(value) if isinstance(value, str) else "" if value is None else value
 
 
