@@ -1,8 +1,7 @@
 """The audited labels for FiftyOne's app: folders that its own importers read, without FiftyOne.
 
-`fiftyone/` is a FiftyOneImageClassificationDataset, or a COCODetectionDataset where the labels are boxes: data.json
-says where the images are, labels.json holds the given labels, and suggestions.json, for `labels_path`, those that the
-audit would give.
+`fiftyone/` is a FiftyOneImageClassificationDataset (boxes: scripts/box_fiftyone.py): data.json says where the images
+are, labels.json holds the given labels, and suggestions.json, for `labels_path`, those that the audit would give.
 """
 
 import json

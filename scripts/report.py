@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,7 +16,8 @@ from PIL import Image
 from models.errors import InvalidInput
 from models.image import decode_image
 from scripts.duplicates import Duplicates
-from scripts.issues import Judged, names, written_whole
+from scripts.issues import Judged, names
+from scripts.pages import html_table, write_page
 from scripts.readers import DataSet, Sample
 
 _THUMBNAIL = 112
@@ -24,21 +25,6 @@ _BINS = 30
 _MOST_CLASSES = 30
 _MOST_TWINS = 100
 _MOST_PAIRS = 20
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #4a7ebb; --bad: #d1603d; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; } th, td { padding: .2rem .6rem; border: 1px solid var(--line); text-align: right; }
-th { font-weight: 600; } th[scope=row] { text-align: left; }
-.scroll { overflow-x: auto; } .warn { border-left: 4px solid var(--bad); padding: .3rem .8rem; }
-.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; padding: 0; }
-.worst li { list-style: none; border: 1px solid var(--line); padding: .5rem; font-size: .85rem; }
-.worst li { overflow-wrap: anywhere; }
-.worst img { display: block; height: 112px; margin: 0 auto .4rem; image-rendering: auto; }
-.given { text-decoration: line-through; } .better { font-weight: 600; } small { opacity: .75; }
-svg { max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
-.bar { fill: var(--bar); } .bad { fill: var(--bad); }
-"""
 
 
 @dataclass(frozen=True)
@@ -77,16 +63,7 @@ def write_report(path: Path, findings: Findings, title: str) -> None:
         _histogram(findings),
         _twins(findings),
     ]
-    with written_whole(path) as file:
-        file.write(
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width">'
-            f"<title>Labels of {escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
-            f"<h1>Labels of {escape(title)}</h1>\n"
-        )
-        for section in sections:
-            file.write(section + "\n")
-        file.write("</body></html>\n")
+    write_page(path, f"Labels of {title}", sections)
 
 
 def heat_counts(findings: Findings) -> NDArray[np.int64]:
@@ -162,7 +139,7 @@ def _pairs(findings: Findings) -> str:
         if off[j, k] >= 0.5
     ]
     head = ["given", "but is", "about", "of those given"]
-    return "<h2>Estimated errors by pair</h2>" + _table(head, rows) if rows else ""
+    return "<h2>Estimated errors by pair</h2>" + html_table(head, rows) if rows else ""
 
 
 def _heat(findings: Findings) -> str:
@@ -192,7 +169,7 @@ def _balance(findings: Findings) -> str:
         )
         rows.append([escape(data.labels[k]), f"{counts[k]:,}", f"{flagged[k]:,}", bar])
     ratio = counts.max() / max(1, int(counts.min()))
-    return f"<h2>Classes</h2><p>Imbalance {ratio:.1f} : 1.</p>" + _table(["class", "images", "flagged", ""], rows)
+    return f"<h2>Classes</h2><p>Imbalance {ratio:.1f} : 1.</p>" + html_table(["class", "images", "flagged", ""], rows)
 
 
 def _histogram(findings: Findings) -> str:
@@ -242,14 +219,7 @@ def _twin_rows(findings: Findings, pairs: Mapping[int, int], relation: str) -> s
         for row, other in sorted(pairs.items())
         if pairs.get(other) != row or row < other
     ]
-    return _table(["image", "given", relation, "given"], rows[:_MOST_TWINS]) if rows else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    for first, *rest in rows:
-        lines.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return html_table(["image", "given", relation, "given"], rows[:_MOST_TWINS]) if rows else ""
 
 
 def _said(label: str | list[str] | None) -> str:
