@@ -14,6 +14,7 @@ from models.noise import (
     evenly,
     fit_transition,
     posterior,
+    share_of_others,
 )
 from models.quality import worst_dominates
 from models.scaling import VectorScaling, fit_vector_scaling
@@ -54,6 +55,7 @@ class Audit:
         quality: (N,) in [0, 1], 0 = surely wrong.
         is_issue: (N,) whether a label is among the `round(noise.wrong)` of lowest quality.
         suggested: (N,) the likeliest class but for the given one.
+        p_suggested: (N,) in [0, 1], the probability that it is the true one, by all that the quality knows.
         posterior: (N,) the part of the quality that new images have too.
         noise: the estimated number of wrong labels, by pair of classes.
         transition: (K, K), T, of the posterior.
@@ -65,6 +67,7 @@ class Audit:
     quality: Floats
     is_issue: Bools
     suggested: Indices
+    p_suggested: Floats
     posterior: Floats
     noise: NoiseCount
     transition: Floats
@@ -135,18 +138,20 @@ def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None
     noise = NoiseCount(
         counted.wrong * count / len(rows), counted.joint * (count / len(rows)), counted.transition
     )  # fmt: skip
-    fits, suggested = np.zeros(count), np.zeros(count, np.intp)
+    fits, share, suggested = np.zeros(count), np.zeros(count), np.zeros(count, np.intp)
     for chunk in _chunks(count, classes):
         here, y = np.asarray(p[chunk], np.float64), given[chunk]
         scaled = scaling.apply(here)
         fits[chunk] = posterior(scaled, y, transition) if guard.passed else here[np.arange(len(y)), y]
         suggested[chunk] = best_other(scaled, y, transition)
+        share[chunk] = share_of_others(scaled, y, transition, suggested[chunk])
     quality = fits if in_fold is None else combine_evidence(fits, in_fold)
     method: Method = "posterior" if in_fold is None else "posterior with in-fold evidence"
     return Audit(
         quality=quality,
         is_issue=lowest(quality, round(noise.wrong)),
         suggested=suggested,
+        p_suggested=(1.0 - quality) * share,
         posterior=fits,
         noise=noise,
         transition=transition,

@@ -125,6 +125,20 @@ def best_other(p: Floats, given: Indices, transition: Floats) -> Indices:
     return np.asarray(found.argmax(axis=1))
 
 
+def share_of_others(p: Floats, given: Indices, transition: Floats, other: Indices) -> Floats:
+    """The probability that the true class is `other`, if it is not the given one; (N,) in [0, 1].
+
+    Args:
+        p: (N, K) calibrated probabilities.
+        given: (N,) class indices.
+        transition: (K, K), T.
+        other: (N,) class indices, none the given one.
+    """
+    found, rows = true_class(p, given, transition), np.arange(len(given))
+    found[rows, given] = 0.0
+    return np.asarray(found[rows, other] / np.maximum(found.sum(axis=1), _FLOOR))
+
+
 def combine_evidence(quality: Floats, in_fold: Floats) -> Floats:
     """Adds what training showed: the sum of the log-odds of both, as a probability again, (N,).
 

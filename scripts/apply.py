@@ -1,64 +1,58 @@
 """`focalserve apply`: an audited data set written anew with decisions on its labels, in the format it came in."""
 
 import csv
-import io
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag, SettingsConfigDict
 
-from models.cells import restore
 from models.errors import InvalidInput
+from scripts.box_apply import apply_boxes
+from scripts.decisions import Decision, accepted, read_decisions
+from scripts.drafts import drafted, put_file
 from scripts.flags import Flags
 from scripts.issues import cell, names
 from scripts.readers import DataSet, Sample, infer_format, read_dataset
 from scripts.rewrite import rewrite_jsonl, rewrite_table
-from scripts.tables import Problems, sniff_delimiter
 
 LOG = "changes.csv"
 _LOG_COLUMNS = ("image", "action", "given_label", "new_label", "new_image")
-_KEEP, _ACCEPT, _DROP = "keep", "accept", "drop"
 
 
 class ApplyFlags(Flags):
     """Write an audited data set anew, corrected. Example: focalserve apply audit --decisions issues.csv --out fixed.
 
     The decisions are a CSV or JSON Lines file with the columns `image` and `decision`: accept (the suggestion), keep,
-    drop, or empty (keep); or `label`, the class to give (several as a|b). issues.csv with a column more will do. The
-    original is never touched, and OUT must not exist. changes.csv in OUT tells every change.
+    drop, or empty (keep); or `label`, the class to give (several as a|b). issues.csv with a column more will do, and so
+    will Label Studio's JSON export of label_studio.json. Of boxes the file also has `box_id` and `box` (x1|y1|x2|y2): a
+    row without box_id draws a box. The original is never touched, and OUT must not exist. changes.csv in OUT tells
+    every change.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve apply")
 
     audit: CliPositionalArg[Path] = Field(description="folder that focalserve audit wrote")
     out: Path = Field(description="folder for the new data set; must not exist")
-    decisions: Path | None = Field(None, description="file of decisions, .csv or .jsonl")
+    decisions: Path | None = Field(None, description="file of decisions, .csv or .jsonl; or Label Studio's .json")
     accept_issues: CliToggleFlag[bool] = Field(
         False,
-        description="accept the suggestion for every flagged label unseen; right ones break too, of rare classes most",
+        description="accept unseen the suggestions that are sure (p_suggested of .8 or more), of flagged labels",
     )
     link: CliToggleFlag[bool] = Field(False, description="link to the original images instead of copying them")
     separator: str = Field("|", description="between several labels in one cell")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do with one label: new class indices, or None to drop the image."""
-
-    classes: tuple[int, ...] | None
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `focalserve apply`; prints the new data set's path on stdout."""
     flags = ApplyFlags.parse(argv)
     source, settings = read_audit(flags.audit)
+    if settings["task"] == "detection":
+        print(apply_boxes(flags.audit, source, settings, flags.decisions, flags.out, flags.link))
+        return 0
     data = read_dataset(source, task=settings["task"], on_bad_image="skip", separator=flags.separator)
     if data.fingerprint() != settings["fingerprint"]:
         raise InvalidInput(f"{source} has changed since it was audited; audit it again")
@@ -95,111 +89,24 @@ def read_issues(path: Path) -> dict[str, dict[str, Any]]:
         raise InvalidInput(f"{path}: is missing; the audit is not complete") from None
 
 
-def accepted(data: DataSet, issues: Mapping[str, dict[str, Any]]) -> dict[str, Decision]:
-    """The suggestion for every flagged label."""
-    return {image: Decision(_indices(row["suggested_label"], data)) for image, row in issues.items()
-            if row["is_label_issue"]}  # fmt: skip
-
-
-def read_decisions(
-    path: Path, data: DataSet, issues: Mapping[str, dict[str, Any]], separator: str
-) -> dict[str, Decision]:  # fmt: skip
-    """The decisions of a file, by image.
-
-    Raises:
-        InvalidInput: anything wrong in it, with its line.
-    """
-    known = {data.relative(sample): sample for sample in data.samples}
-    problems, found = Problems(path.name), dict[str, Decision]()
-    for line, row in _records(path):
-        image = row.get("image")
-        image = restore(image) if isinstance(image, str) and image not in known else image
-        try:
-            if not isinstance(image, str) or image not in known:
-                raise InvalidInput(f"the data set has no image '{image}'")
-            if image in found:
-                raise InvalidInput(f"a second decision on '{image}'")
-            found[image] = _decide(row, known[image], data, issues.get(image, {}), separator)
-        except InvalidInput as error:
-            problems.add(f"{path.name}:{line}", str(error))
-    problems.stop_if_any()
-    return found
-
-
 def write_dataset(data: DataSet, source: Path, decided: Mapping[str, Decision], flags: ApplyFlags) -> Path:
     """Writes the new data set whole or not at all; returns what to read it by.
 
     Raises:
         InvalidInput: OUT exists.
     """
-    if flags.out.exists():
-        raise InvalidInput(f"{flags.out} exists already; choose another --out")
     kind = infer_format(source)
-    flags.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{flags.out.name}-", dir=flags.out.absolute().parent))
-    try:
+    with drafted(flags.out) as draft:
         placed = _place(data, decided, draft, kind == "folder", flags.link)
         if kind != "folder":
             rewrite = rewrite_jsonl if kind == "jsonl" else rewrite_table
             text = rewrite(source, *_edits(data, decided), flags.separator)
             (draft / source.name).write_bytes(text)
         _write_log(draft / LOG, data, decided, placed)
-        draft.chmod(0o755)
-        draft.rename(flags.out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     dropped = sum(decision.classes is None for decision in decided.values())
     changed = sum(_is_change(sample, decided.get(data.relative(sample))) for sample in data.samples)
     print(f"{changed} labels changed, {dropped} images dropped, {len(data.samples) - dropped} written", file=sys.stderr)
     return flags.out if kind == "folder" else flags.out / source.name
-
-
-def _decide(
-    row: Mapping[str, Any], sample: Sample, data: DataSet, issue: Mapping[str, Any], separator: str
-) -> Decision:  # fmt: skip
-    said, label = str(row.get("decision") or "").strip().lower(), row.get("label")
-    if said == _DROP:
-        return Decision(None)
-    if said == _ACCEPT:
-        suggestion = issue.get("suggested_label")
-        if suggestion is None:
-            raise InvalidInput("there is no suggestion to accept")
-        return Decision(_indices(suggestion, data))
-    if said not in ("", _KEEP):
-        raise InvalidInput(f"decision '{said}' is none of {_ACCEPT}, {_KEEP}, {_DROP}")
-    if said == _KEEP or label in (None, ""):
-        return Decision(sample.classes)
-    if isinstance(label, str):
-        label = restore(label)
-        label = [part for part in label.split(separator) if part] if data.task == "multilabel" else label
-    return Decision(_indices(label, data))
-
-
-def _indices(label: object, data: DataSet) -> tuple[int, ...]:
-    several = label if isinstance(label, list) else [label]
-    unknown = [str(name) for name in several if str(name) not in data.labels]
-    if unknown:
-        raise InvalidInput(f"unknown label '{unknown[0]}'")
-    if data.task != "multilabel" and len(several) != 1:
-        raise InvalidInput("an image has one label here")
-    return tuple(sorted(data.labels.index(str(name)) for name in several))
-
-
-def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-    try:
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            return [(k, json.loads(line)) for k, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=sniff_delimiter(text), strict=True)
-        if "image" not in (rows.fieldnames or ()) or not {"decision", "label"} & set(rows.fieldnames or ()):
-            raise InvalidInput(f"{path.name}: needs the columns image, and decision or label")
-        return [(rows.line_num, row) for row in rows]
-    except (ValueError, csv.Error) as error:
-        raise InvalidInput(f"{path.name}: cannot be read: {error}") from None
 
 
 def _place(data: DataSet, decided: Mapping[str, Decision], out: Path, move: bool, link: bool) -> dict[str, str]:
@@ -221,11 +128,7 @@ def _place(data: DataSet, decided: Mapping[str, Decision], out: Path, move: bool
             placed[old] = _free(new, taken)
             taken.add(placed[old])
     for old, new in placed.items():
-        (out / new).parent.mkdir(parents=True, exist_ok=True)
-        if link:
-            (out / new).symlink_to((data.root / old).resolve())
-        else:
-            shutil.copyfile(data.root / old, out / new)
+        put_file(data.root / old, out / new, link)
     return placed
 
 

@@ -24,10 +24,18 @@ from scripts.checkpoint import locked
 from scripts.clients import choose_bundle
 from scripts.config import TrainConfig
 from scripts.crossfit import cross_fit, given_labels
+from scripts.duplicates import find_duplicates
+from scripts.fiftyone import FOLDER, write_fiftyone
 from scripts.flags import Flags
 from scripts.interrupts import Interrupted, Interrupts
+<<<<<<< HEAD
 from scripts.issues import Judged, find_duplicates, judge_classes, judge_tags, make_rows, write_issues, written_whole
 from scripts.label_studio import write_tasks
+=======
+from scripts.issues import Judged, judge_classes, judge_tags, make_rows, write_issues, written_whole
+from scripts.job import say
+from scripts.label_studio import write_interface, write_tasks
+>>>>>>> detF
 from scripts.readers import DataSet, read_dataset
 from scripts.recipes import say
 from scripts.report import Findings, write_report
@@ -43,7 +51,8 @@ class AuditFlags(Flags):
     """Find the wrong labels of a data set. Example: focalserve audit photos/ --out audit.
 
     Trains one net per fold, asks each about the images it has not seen, and writes issues.csv, issues.jsonl,
-    report.html, label_studio.json, summary.json and config.json. Interrupted, the same command goes on.
+    report.html, label_studio.json and .xml, fiftyone/, summary.json and config.json. Interrupted, the same command
+    goes on.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve audit")
@@ -128,6 +137,8 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
         json.dump(summary, file, indent=2)
     write_report(flags.out / "report.html", findings, str(flags.data))
     write_tasks(flags.out / "label_studio.json", findings, flags.image_url)
+    write_fiftyone(flags.out / FOLDER, findings)
+    write_interface(flags.out / "label_studio.xml", data.labels, data.task == "multilabel")
     tell(findings, summary)
     print(flags.out / "report.html")
 
@@ -199,7 +210,8 @@ def summarize(findings: Findings) -> dict[str, Any]:
         "issues": int(judged.is_issue.sum()),
         "quality_method": sorted(set(judged.methods)),
         "in_sample": findings.in_sample,
-        "duplicates_with_other_labels": len(findings.duplicates),
+        "duplicates_with_other_labels": len(findings.duplicates.same),
+        "near_duplicates_with_other_labels": len(findings.duplicates.near),
         "estimated_joint": None if judged.joint is None else judged.joint.round(3).tolist(),
         "left_out": [f"{one.origin}: {one.reason}" for one in data.skipped],
     }

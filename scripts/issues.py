@@ -1,13 +1,10 @@
-"""What an audit found, as rows: one per image, the worst label first; and images that are there twice."""
+"""What an audit found, as rows: one per image, the worst label first."""
 
 import csv
-import hashlib
 import json
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,8 @@ from numpy.typing import NDArray
 from models.audit import Audit, Probabilities, TagAudit
 from models.cells import neutralize
 from models.quality import normalized_margin, worst_dominates
-from scripts.readers import DataSet, Sample
+from scripts.duplicates import Duplicates
+from scripts.readers import DataSet
 
 Floats = NDArray[np.float64]
 COLUMNS = (
@@ -27,6 +25,7 @@ COLUMNS = (
     "image",
     "given_label",
     "suggested_label",
+    "p_suggested",
     "is_label_issue",
     "label_score",
     "posterior",
@@ -37,6 +36,7 @@ COLUMNS = (
     "cause",
     "fold",
     "duplicate_of",
+    "duplicate_label",
 )
 _LEAST = 1e-12
 _AT_ONCE = 2_000_000
@@ -55,6 +55,7 @@ class Judged:
         loss: (N,) focal loss, natural logarithm; of several labels the sum.
         is_issue: (N,).
         suggested: for each the class indices that fit better.
+        p_suggested: (N,) probability that they are the true ones; of several labels of the least sure change.
         wrong: estimated number of wrong labels.
         joint: (K, K) estimated number of labels by (true, given); of several labels None.
         methods: what the quality is, and whether the guard passed, per class where there are several labels.
@@ -68,6 +69,7 @@ class Judged:
     loss: Floats
     is_issue: NDArray[np.bool_]
     suggested: list[tuple[int, ...]]
+    p_suggested: Floats
     wrong: float
     joint: Floats | None
     methods: list[str]
@@ -90,6 +92,7 @@ def judge_classes(
         loss=_focal(p_given, gamma),
         is_issue=audit.is_issue,
         suggested=[(k,) for k in audit.suggested.tolist()],
+        p_suggested=audit.p_suggested,
         wrong=audit.noise.wrong,
         joint=audit.noise.joint,
         methods=[audit.method],
@@ -109,34 +112,19 @@ def judge_tags(audit: TagAudit, p: Floats, given: NDArray[np.bool_], in_fold: Fl
         loss=_focal(fit, gamma).sum(axis=1),
         is_issue=np.asarray(audit.is_issue.any(axis=1)),
         suggested=[tuple(np.flatnonzero(row).tolist()) for row in better],
+        p_suggested=np.where(audit.is_issue, 1.0 - audit.elements, 1.0).min(axis=1),
         wrong=sum(one.noise.wrong for one in audit.classes),
         joint=None,
         methods=[one.method for one in audit.classes],
     )
 
 
-def find_duplicates(data: DataSet) -> dict[int, int]:
-    """Images whose file is the same, byte for byte, as that of an image with other labels: row to the other row."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(_digest, data.samples))
-    same: dict[bytes, list[int]] = defaultdict(list)
-    for row, digest in enumerate(digests):
-        same[digest].append(row)
-    found = {}
-    for rows in same.values():
-        for row in rows:
-            other = next((k for k in rows if data.samples[k].classes != data.samples[row].classes), None)
-            if other is not None:
-                found[row] = other
-    return found
-
-
 def make_rows(
-    data: DataSet, judged: Judged, fold: NDArray[np.int64] | None, duplicates: dict[int, int]
+    data: DataSet, judged: Judged, fold: NDArray[np.int64] | None, duplicates: Duplicates
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The samples' positions and rows of COLUMNS, the lowest quality first."""
     for rank, row in enumerate(np.argsort(judged.quality, kind="stable").tolist(), start=1):
-        issue, twin = bool(judged.is_issue[row]), duplicates.get(row)
+        issue, twin = bool(judged.is_issue[row]), duplicates.of(row)
         yield (
             row,
             {
@@ -144,6 +132,7 @@ def make_rows(
                 "image": data.relative(data.samples[row]),
                 "given_label": names(data.samples[row].classes, data),
                 "suggested_label": names(judged.suggested[row], data) if issue else None,
+                "p_suggested": float(judged.p_suggested[row]) if issue else None,
                 "is_label_issue": issue,
                 "label_score": float(judged.quality[row]),
                 "posterior": float(judged.posterior[row]),
@@ -151,9 +140,10 @@ def make_rows(
                 "p_in_fold": None if np.isnan(judged.p_in_fold[row]) else float(judged.p_in_fold[row]),
                 "margin": float(judged.margin[row]),
                 "loss": float(judged.loss[row]),
-                "cause": "duplicate with another label" if twin is not None else "wrong label" if issue else None,
+                "cause": _cause(row, issue, duplicates),
                 "fold": None if fold is None else int(fold[row]),
                 "duplicate_of": None if twin is None else data.relative(data.samples[twin]),
+                "duplicate_label": None if twin is None else names(data.samples[twin].classes, data),
             },
         )
 
@@ -178,28 +168,31 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         raise
 
 
-def write_issues(folder: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> None:
+def write_issues(folder: Path, rows: Iterator[tuple[int, dict[str, Any]]], columns: Sequence[str] = COLUMNS) -> None:
     """Writes issues.csv and issues.jsonl, row by row."""
     with written_whole(folder / "issues.csv") as table, written_whole(folder / "issues.jsonl") as lines:
         out = csv.writer(table)
-        out.writerow(COLUMNS)
+        out.writerow(columns)
         for _, row in rows:
-            out.writerow([cell(row[column]) for column in COLUMNS])
+            out.writerow([cell(row[column]) for column in columns])
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def cell(value: Any) -> Any:
     """A value as a cell of our CSV files."""
     if isinstance(value, list):
-        return neutralize("|".join(value))
+        return neutralize("|".join(map(str, value)))
     return neutralize(value) if isinstance(value, str) else "" if value is None else value
+
+
+def _cause(row: int, issue: bool, duplicates: Duplicates) -> str | None:
+    if row in duplicates.same:
+        return "duplicate with another label"
+    if issue:
+        return "wrong label"
+    return "near-duplicate with another label" if row in duplicates.near else None
 
 
 def _focal(p: Floats, gamma: float) -> Floats:
     safe = np.clip(p, _LEAST, 1.0)
     return np.asarray(-((1.0 - safe) ** gamma) * np.log(safe))
-
-
-def _digest(sample: Sample) -> bytes:
-    with sample.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

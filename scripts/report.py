@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,7 +15,9 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from models.image import decode_image
-from scripts.issues import Judged, names, written_whole
+from scripts.duplicates import Duplicates
+from scripts.issues import Judged, names
+from scripts.pages import html_table, write_page
 from scripts.readers import DataSet, Sample
 
 _THUMBNAIL = 112
@@ -23,21 +25,6 @@ _BINS = 30
 _MOST_CLASSES = 30
 _MOST_TWINS = 100
 _MOST_PAIRS = 20
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #4a7ebb; --bad: #d1603d; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; } th, td { padding: .2rem .6rem; border: 1px solid var(--line); text-align: right; }
-th { font-weight: 600; } th[scope=row] { text-align: left; }
-.scroll { overflow-x: auto; } .warn { border-left: 4px solid var(--bad); padding: .3rem .8rem; }
-.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; padding: 0; }
-.worst li { list-style: none; border: 1px solid var(--line); padding: .5rem; font-size: .85rem; }
-.worst li { overflow-wrap: anywhere; }
-.worst img { display: block; height: 112px; margin: 0 auto .4rem; image-rendering: auto; }
-.given { text-decoration: line-through; } .better { font-weight: 600; } small { opacity: .75; }
-svg { max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
-.bar { fill: var(--bar); } .bad { fill: var(--bad); }
-"""
 
 
 @dataclass(frozen=True)
@@ -48,14 +35,14 @@ class Findings:
         data: what was audited.
         judged: scores, as its samples.
         worst: position and row of issues.csv of the labels to show, the worst first.
-        duplicates: sample to a sample with the same file and another label.
+        duplicates: images that are there twice with different labels.
         in_sample: the model was trained on this very data.
     """
 
     data: DataSet
     judged: Judged
     worst: list[tuple[int, dict[str, Any]]]
-    duplicates: dict[int, int]
+    duplicates: Duplicates
     in_sample: bool = False
 
 
@@ -76,16 +63,7 @@ def write_report(path: Path, findings: Findings, title: str) -> None:
         _histogram(findings),
         _twins(findings),
     ]
-    with written_whole(path) as file:
-        file.write(
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width">'
-            f"<title>Labels of {escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
-            f"<h1>Labels of {escape(title)}</h1>\n"
-        )
-        for section in sections:
-            file.write(section + "\n")
-        file.write("</body></html>\n")
+    write_page(path, f"Labels of {title}", sections)
 
 
 def heat_counts(findings: Findings) -> NDArray[np.int64]:
@@ -161,7 +139,7 @@ def _pairs(findings: Findings) -> str:
         if off[j, k] >= 0.5
     ]
     head = ["given", "but is", "about", "of those given"]
-    return "<h2>Estimated errors by pair</h2>" + _table(head, rows) if rows else ""
+    return "<h2>Estimated errors by pair</h2>" + html_table(head, rows) if rows else ""
 
 
 def _heat(findings: Findings) -> str:
@@ -191,7 +169,7 @@ def _balance(findings: Findings) -> str:
         )
         rows.append([escape(data.labels[k]), f"{counts[k]:,}", f"{flagged[k]:,}", bar])
     ratio = counts.max() / max(1, int(counts.min()))
-    return f"<h2>Classes</h2><p>Imbalance {ratio:.1f} : 1.</p>" + _table(["class", "images", "flagged", ""], rows)
+    return f"<h2>Classes</h2><p>Imbalance {ratio:.1f} : 1.</p>" + html_table(["class", "images", "flagged", ""], rows)
 
 
 def _histogram(findings: Findings) -> str:
@@ -215,26 +193,33 @@ def _histogram(findings: Findings) -> str:
 
 
 def _twins(findings: Findings) -> str:
-    data = findings.data
-    pairs = [(row, other) for row, other in sorted(findings.duplicates.items())]
-    if not pairs:
-        return "<h2>Duplicates</h2><p>No file is there twice with different labels.</p>"
-    rows = [
-        [escape(data.relative(data.samples[row])), _said(names(data.samples[row].classes, data)),
-         escape(data.relative(data.samples[other])), _said(names(data.samples[other].classes, data))]
-        for row, other in pairs[:_MOST_TWINS]
-    ]  # fmt: skip
+    same, near = findings.duplicates.same, findings.duplicates.near
+    if not same and not near:
+        return "<h2>Duplicates</h2><p>No picture is there twice with different labels.</p>"
+    said = f"{len(same)} images are there twice, byte for byte, with different labels"
     return (
-        f"<h2>Duplicates</h2><p>{len(pairs)} images are there twice, byte for byte, with different labels.</p>"
-        + _table(["image", "given", "the same as", "given"], rows)
+        f"<h2>Duplicates</h2><p>{said}; {len(near)} look the same as one with another label.</p>"
+        f"{_twin_rows(findings, same, 'the same as')}{_twin_rows(findings, near, 'looks the same as')}"
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    for first, *rest in rows:
-        lines.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+def _twin_rows(findings: Findings, pairs: Mapping[int, int], relation: str) -> str:
+    data = findings.data
+    rows = [
+        [
+            part
+            for place in (row, other)
+            for part in (
+                f'<img src="{thumbnail(data.samples[place])}" alt="" width="56"> '
+                f"{escape(data.relative(data.samples[place]))}",
+                _said(names(data.samples[place].classes, data)),
+            )
+        ]
+        # Both directions of one pair are one row.
+        for row, other in sorted(pairs.items())
+        if pairs.get(other) != row or row < other
+    ]
+    return html_table(["image", "given", relation, "given"], rows[:_MOST_TWINS]) if rows else ""
 
 
 def _said(label: str | list[str] | None) -> str:

@@ -13,14 +13,21 @@ from scripts.rewrite import rewrite_jsonl, rewrite_table
 from tests.pictures import draw_folders, draw_list
 
 
-def pretend_audit(folder: Path, source: Path, suggestions: dict[str, str | list[str]], task: str = "auto") -> Path:
+def pretend_audit(
+    folder: Path, source: Path, suggestions: dict[str, str | list[str]], task: str = "auto", sure: float | None = 0.9
+) -> Path:
     """The two files of an audit that `apply` reads."""
     data = read_dataset(source, task=task, progress=False)
     folder.mkdir()
     settings = {"task": task, "fingerprint": data.fingerprint()}
     (folder / "config.json").write_text(json.dumps({"data": str(source), "settings": settings}))
     rows = [
-        {"image": image, "is_label_issue": image in suggestions, "suggested_label": suggestions.get(image)}
+        {
+            "image": image,
+            "is_label_issue": image in suggestions,
+            "suggested_label": suggestions.get(image),
+            "p_suggested": sure if image in suggestions else None,
+        }
         for image in map(data.relative, data.samples)
     ]
     (folder / "issues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -80,7 +87,24 @@ def test_class_folders_come_back_with_the_images_in_the_folders_of_their_new_lab
     assert read_dataset(tmp_path / "fixed", progress=False).counts.sum() == 12
 
 
-def test_every_flagged_label_can_be_accepted_at_once_and_images_linked(folders: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sure", "count"), [(0.79, [4, 5, 4]), (0.81, [4, 4, 5])])
+def test_only_sure_suggestions_are_accepted_unseen(
+    sure: float, count: list[int], folders: Path, tmp_path: Path
+) -> None:
+    audit = pretend_audit(tmp_path / "audit", folders, {"plain/red_000.png": "red"}, sure=sure)
+    assert cli.main(["apply", str(audit), "--accept-issues", "--out", str(tmp_path / "fixed")]) == 0
+    assert read_dataset(tmp_path / "fixed", progress=False).counts.tolist() == count
+
+
+def test_an_audit_that_does_not_say_how_sure_it_is_is_not_accepted_unseen(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = pretend_audit(tmp_path / "audit", folders, {"plain/red_000.png": "red"}, sure=None)
+    assert cli.main(["apply", str(audit), "--accept-issues", "--out", str(tmp_path / "fixed")]) == 2
+    assert "how sure its suggestions are" in capsys.readouterr().err
+
+
+def test_sure_suggestions_can_be_accepted_at_once_and_images_linked(folders: Path, tmp_path: Path) -> None:
     audit = pretend_audit(tmp_path / "audit", folders, {"plain/red_000.png": "red"})
     assert cli.main(["apply", str(audit), "--accept-issues", "--link", "--out", str(tmp_path / "fixed")]) == 0
     moved = tmp_path / "fixed" / "red" / "red_000-2.png"

@@ -6,13 +6,20 @@ import pytest
 from models.audit import audit_labels, audit_tags, check_calibration, lowest
 from models.noise import posterior
 from models.quality import worst_dominates
-from tests.noisy import CELLS, Bools, Cell, Floats, average_precision, load, load_uncalibrated, synthesize
+from scripts.decisions import SURE
+from tests.noisy import CELLS, Bools, Cell, Floats, Indices, average_precision, load, load_uncalibrated, synthesize
 
 CLEAN_CELLS = [name for name in CELLS if name.endswith("_5")]
 
 
 def f1(flagged: Bools, wrong: Bools) -> float:
     return float(2 * (flagged & wrong).sum() / (flagged.sum() + wrong.sum()))
+
+
+def label_f1(labels: Indices, true: Indices) -> Floats:
+    """F1 of each class, (K,), of labels as if they were predictions of the true ones."""
+    right = np.bincount(true[labels == true], minlength=10)
+    return np.asarray(2 * right / (np.bincount(labels, minlength=10) + np.bincount(true, minlength=10)))
 
 
 def rare(cell: Cell) -> Bools:
@@ -42,6 +49,32 @@ def test_the_bars_hold_on_thirteen_kinds_of_noise() -> None:
     assert np.mean(full) >= 0.891
     assert np.mean(scores) >= 0.82
     assert np.mean(suggestions) >= 0.90
+
+
+def test_sure_suggestions_are_right_and_leave_every_class_its_members() -> None:
+    precisions, gains = [], []
+    for name in CELLS:
+        cell = load(name)
+        audit = audit_labels(cell.p, cell.given, cell.in_fold)
+        sure = audit.is_issue & (audit.p_suggested >= SURE)
+        corrected = np.where(sure, audit.suggested, cell.given)
+        before, after = label_f1(cell.given, cell.true), label_f1(corrected, cell.true)
+        precisions.append((corrected[sure] == cell.true[sure]).mean())
+        gains.append(after.mean() - before.mean())
+        assert (after >= before - 0.001).all()
+        for k in range(10):
+            held = (cell.given == k) & (cell.true == k)
+            assert (corrected[held] == k).mean() >= 0.9
+    assert np.mean(precisions) >= 0.94 and min(precisions) >= 0.88
+    assert np.mean(gains) >= 0.027 and min(gains) > 0.0
+
+
+def test_the_suggestion_and_the_given_label_share_what_is_probable() -> None:
+    cell = load("lt_pair_10")
+    audit = audit_labels(cell.p, cell.given, cell.in_fold)
+    assert ((audit.p_suggested >= 0.0) & (audit.p_suggested + audit.quality <= 1.0 + 1e-12)).all()
+    two = audit_labels(np.stack([1.0 - cell.p[:, 0], cell.p[:, 0]], axis=1), (cell.given == 0).astype(np.intp))
+    assert two.p_suggested == pytest.approx(1.0 - two.quality, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name.startswith("lt_")])

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -81,11 +82,53 @@ def test_the_flagged_labels_are_tasks_for_label_studio(audited: Path) -> None:
         assert prediction["score"] == row["label_score"]
 
 
+def test_a_decision_in_label_studio_comes_back(pictures: Path, audited: Path, tmp_path: Path) -> None:
+    tasks = json.loads((audited / "label_studio.json").read_text(encoding="utf-8"))
+    interface = ElementTree.parse(audited / "label_studio.xml").getroot()
+    assert [one.get("value") for one in interface.iter("Choice")] == ["barred", "plain", "red", "drop"]
+    for number, task in enumerate(tasks):
+        task |= {"id": number, "annotations": [{"result": task["predictions"][0]["result"], "was_cancelled": False}]}
+    tasks[0]["annotations"][0]["result"][0]["value"]["choices"] = ["drop"]
+    tasks[1]["annotations"][0]["was_cancelled"] = True
+    export = tmp_path / "export.json"
+    export.write_text(json.dumps(tasks), encoding="utf-8")
+    assert cli.main(["apply", str(audited), "--decisions", str(export), "--out", str(tmp_path / "fixed")]) == 0
+    with (tmp_path / "fixed" / "changes.csv").open(encoding="utf-8", newline="") as file:
+        changes = {row["image"]: (row["action"], row["new_label"]) for row in csv.DictReader(file)}
+    wanted = {task["data"]["path"]: ("relabelled", task["predictions"][0]["result"][0]["value"]["choices"][0])
+              for task in tasks[2:]}  # fmt: skip
+    assert changes == wanted | {tasks[0]["data"]["path"]: ("dropped", "")}
+
+
+def test_fiftyone_finds_every_image_with_its_given_and_its_suggested_label(pictures: Path, audited: Path) -> None:
+    data, labels, suggestions = (
+        json.loads((audited / "fiftyone" / name).read_text(encoding="utf-8"))
+        for name in ("data.json", "labels.json", "suggestions.json")
+    )
+    assert labels["classes"] == ["barred", "plain", "red"]
+    assert len(labels["labels"]) == 151 == len(data)
+    for name, path in data.items():
+        stem = name.rpartition(".")[0]
+        assert Path(path) == pictures / name
+        assert labels["classes"][labels["labels"][stem]] == Path(path).parent.name
+    flagged = {
+        row["image"].rpartition(".")[0]: row["suggested_label"] for row in issues(audited) if row["is_label_issue"]
+    }
+    assert {stem: labels["classes"][k] for stem, k in suggestions["labels"].items()} == flagged
+
+
 def test_copies_with_another_label_are_named(audited: Path) -> None:
     twins = {row["image"]: row for row in issues(audited) if row["duplicate_of"]}
     assert set(twins) == {"plain/twin.png", "barred/barred_007.png"}
     assert twins["plain/twin.png"]["duplicate_of"] == "barred/barred_007.png"
+    assert twins["plain/twin.png"]["duplicate_label"] == "barred"
     assert {row["cause"] for row in twins.values()} == {"duplicate with another label"}
+
+
+def test_a_suggestion_says_how_sure_it_is(audited: Path) -> None:
+    rows = issues(audited)
+    assert all((row["p_suggested"] is None) != row["is_label_issue"] for row in rows)
+    assert all(row["p_suggested"] <= 1.0 - row["label_score"] + 1e-9 for row in rows if row["is_label_issue"])
 
 
 def test_the_summary_counts(audited: Path) -> None:
@@ -99,7 +142,7 @@ def test_the_report_needs_nothing_else_and_escapes_what_it_is_told(audited: Path
     html = (audited / "report.html").read_text(encoding="utf-8")
     assert "&lt;pictures&gt;" in html and "<pictures>" not in html
     assert not re.search(r"(?:src|href)=\"(?!data:)", html) and "<script" not in html and "@import" not in html
-    assert html.count("data:image/png;base64,") == 100
+    assert html.count("data:image/png;base64,") == 100 + 2  # and the pair of copies
     for part in ("worst labels", "given and suggested", "Classes", "Loss", "Duplicates", "<svg"):
         assert part in html
 
