@@ -28,14 +28,8 @@ from scripts.duplicates import find_duplicates
 from scripts.fiftyone import FOLDER, write_fiftyone
 from scripts.flags import Flags
 from scripts.interrupts import Interrupted, Interrupts
-<<<<<<< HEAD
-from scripts.issues import Judged, find_duplicates, judge_classes, judge_tags, make_rows, write_issues, written_whole
-from scripts.label_studio import write_tasks
-=======
 from scripts.issues import Judged, judge_classes, judge_tags, make_rows, write_issues, written_whole
-from scripts.job import say
 from scripts.label_studio import write_interface, write_tasks
->>>>>>> detF
 from scripts.readers import DataSet, read_dataset
 from scripts.recipes import say
 from scripts.report import Findings, write_report
