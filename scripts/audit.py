@@ -2,31 +2,28 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic_settings import CliPositionalArg, CliToggleFlag, SettingsConfigDict
 from tqdm import tqdm
 
 from models.audit import audit_labels, audit_tags
 from models.bundle import read_bundle
 from models.calibration import unweighted_probabilities
-from models.errors import InvalidInput
+from scripts.audit_settings import AuditFlags, remember
 from scripts.batches import Files
+from scripts.box_audit import audit_boxes
+from scripts.box_readers import is_detection
 from scripts.checkpoint import locked
 from scripts.clients import choose_bundle
-from scripts.config import TrainConfig
 from scripts.crossfit import cross_fit, given_labels
 from scripts.duplicates import find_duplicates
 from scripts.fiftyone import FOLDER, write_fiftyone
-from scripts.flags import Flags
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.issues import Judged, judge_classes, judge_tags, make_rows, write_issues, written_whole
 from scripts.label_studio import write_interface, write_tasks
@@ -38,53 +35,6 @@ from service.settings import usable_cores
 
 Floats = NDArray[np.float64]
 _ASKED_AT_ONCE = 64
-_START_ONLY = {"data", "out", "restart", "threads", "cache_mb", "show", "device", "image_url"}
-
-
-class AuditFlags(Flags):
-    """Find the wrong labels of a data set. Example: focalserve audit photos/ --out audit.
-
-    Trains one net per fold, asks each about the images it has not seen, and writes issues.csv, issues.jsonl,
-    report.html, label_studio.json and .xml, fiftyone/, summary.json and config.json. Interrupted, the same command
-    goes on.
-    """
-
-    model_config = SettingsConfigDict(cli_prog_name="focalserve audit")
-
-    data: CliPositionalArg[Path] = Field(description="folder of class folders, CSV or JSONL")
-    out: Path = Field(description="folder for what is found")
-    bundle: Path | None = Field(
-        None, description="ask this model instead of training; honest only if it saw none of it"
-    )
-    folds: Annotated[int, Field(ge=2, le=50)] = Field(
-        5, description="nets; each is asked about its share of the images"
-    )
-    task: Literal["auto", "multiclass", "multilabel", "binary"] = Field("auto", description="what the labels mean")
-    on_bad_image: Literal["fail", "skip"] = Field("fail", description="images that do not decode: stop, or leave out")
-    net: str = Field("small", description="as of focalserve train")
-    weights: Path | None = Field(None, description="as of focalserve train")
-    image_size: str = Field("auto", description="as of focalserve train")
-    resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="how images are fitted")
-    epochs: Annotated[int, Field(ge=2)] = Field(8, description="of each net; few, so that wrong labels are not learnt")
-    batch_size: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="images per step; 16 to 128 by their number"
-    )
-    lr: Annotated[float, Field(gt=0.0)] = Field(3e-3, description="highest learning rate")
-    flip: bool = Field(False, description="mirror half of the training images left to right")
-    crop: bool = Field(False, description="shift and scale training images at random")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the folds, the order, the weights")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as many as there are cores")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where present")
-    cache_mb: Annotated[int, Field(ge=0)] = Field(2048, description="decoded images kept in memory, up to this size")
-    show: Annotated[int, Field(ge=0, le=5000)] = Field(100, description="worst labels shown in the report")
-    image_url: str = Field("/data/local-files/?d=", description="before an image's path in label_studio.json")
-    restart: CliToggleFlag[bool] = Field(False, description="throw away what is in OUT and start afresh")
-
-    def training(self, images: int) -> TrainConfig:
-        """The training of each fold: cross-entropy without class weights, whose probabilities need no repair."""
-        shared = self.model_dump(include=TrainConfig.model_fields.keys() - {"out", "task", "on_bad_image", "restart"})
-        shared["batch_size"] = self.batch_size or min(128, max(16, images // 32))
-        return TrainConfig(**shared, gamma=0.0, alpha="none")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
 def run(flags: AuditFlags, interrupts: Interrupts) -> None:
     """Audits as asked and prints the report's place on stdout."""
     torch.set_num_threads(flags.threads or len(os.sched_getaffinity(0)))
+    if flags.task == "detection" or (flags.task == "auto" and is_detection(flags.data)):
+        print(audit_boxes(flags.model_copy(update={"task": "detection"}), interrupts))
+        return
     card = None if flags.bundle is None else read_bundle(choose_bundle(flags.bundle, None)).card
     data = read_dataset(
         flags.data,
@@ -135,31 +88,6 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
     write_interface(flags.out / "label_studio.xml", data.labels, data.task == "multilabel")
     tell(findings, summary)
     print(flags.out / "report.html")
-
-
-def remember(flags: AuditFlags, fingerprint: str) -> None:
-    """Writes config.json, or checks that what is there was begun with the same settings and data.
-
-    Raises:
-        InvalidInput: it was not.
-    """
-    path, work = flags.out / "config.json", flags.out / "work"
-    now = {**flags.model_dump(mode="json", exclude=_START_ONLY), "fingerprint": fingerprint}
-    if flags.restart:
-        shutil.rmtree(work, ignore_errors=True)
-        path.unlink(missing_ok=True)
-    if path.is_file():
-        then = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        changed = [name for name in now if then.get(name) != now[name]]
-        if changed:
-            raise InvalidInput(
-                f"{flags.out} holds an audit with another {', '.join(changed)}; choose another --out, or --restart"
-            )
-    elif work.exists():
-        raise InvalidInput(f"{work} is there, but not what it was made with; choose another --out, or --restart")
-    flags.out.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        json.dump({"data": str(flags.data.absolute()), "settings": now}, file, indent=2)
 
 
 def ask_bundle(flags: AuditFlags, data: DataSet, folder: Path) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -90,7 +90,39 @@ class InFold:
         return np.asarray(self.sums / np.maximum(self.seen, 1.0))
 
 
-def assign_folds(data: DataSet, folds: int, seed: int) -> Indices:
+class Item(Protocol):
+    """A sample of any data set."""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Class indices."""
+        ...
+
+    @property
+    def group(self) -> str | None:
+        """Samples of one group stay together."""
+        ...
+
+
+class Classified(Protocol):
+    """A data set of images or of boxes."""
+
+    @property
+    def samples(self) -> Sequence[Item]:
+        """In the order of the source."""
+        ...
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(K,) labels per class."""
+        ...
+
+    def relative(self, sample: Any, /) -> str:
+        """A sample's path."""
+        ...
+
+
+def assign_folds(data: Classified, folds: int, seed: int) -> Indices:
     """The fold of each sample, (N,): every class (the rarest of several) spread evenly, groups whole.
 
     Raises:
@@ -98,7 +130,7 @@ def assign_folds(data: DataSet, folds: int, seed: int) -> Indices:
     """
     counts = data.counts
 
-    def rarest(sample: Sample) -> int:
+    def rarest(sample: Item) -> int:
         return min(sample.classes, key=lambda k: (counts[k], k), default=len(counts))
 
     units: dict[str, list[int]] = {}

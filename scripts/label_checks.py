@@ -92,11 +92,18 @@ def view_images(
     detector: DetectorSpec, served: ServedDetector, store: Store, count: int, device: torch.device
 ) -> Iterator[View]:
     """What the net says of each image of a store, in its order."""
-    served.eval()
     anchors = make_anchors(detector, *served.size)
+    for logits, deltas in raw_outputs(served, store, count, device):
+        yield view_image(logits, deltas, anchors)
+
+
+def raw_outputs(
+    served: ServedDetector, store: Store, count: int, device: torch.device
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Logits (A, K) and deltas (A, 4) of each image of a store, in its order."""
+    served.eval()
     for _, pixels in prefetch(store, np.split(np.arange(count), range(_AT_ONCE, count, _AT_ONCE))):
-        logits, deltas = _outputs(served, pixels, device)
-        yield from (view_image(z, d, anchors) for z, d in zip(logits, deltas, strict=True))
+        yield from zip(*_outputs(served, pixels, device), strict=True)
 
 
 @torch.inference_mode()
