@@ -11,7 +11,6 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliToggleFlag, SettingsConfigDict
 
 from models.errors import InvalidInput
-from scripts.box_apply import apply_boxes
 from scripts.decisions import Decision, accepted, read_decisions
 from scripts.drafts import drafted, put_file
 from scripts.flags import Flags
@@ -51,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     flags = ApplyFlags.parse(argv)
     source, settings = read_audit(flags.audit)
     if settings["task"] == "detection":
+        from scripts.box_apply import apply_boxes  # needs the train extra's YAML; labels of pictures do not
+
         print(apply_boxes(flags.audit, source, settings, flags.decisions, flags.out, flags.link))
         return 0
     data = read_dataset(source, task=settings["task"], on_bad_image="skip", separator=flags.separator)

@@ -11,7 +11,7 @@ from models.errors import InvalidInput
 from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_decisions import BoxEdits, read_box_decisions
 from scripts.box_readers import infer_box_format, read_boxes
-from scripts.box_writers import choose_writer
+from scripts.box_writers import BOX_WRITERS
 from scripts.drafts import drafted, put_file
 from scripts.issues import cell
 
@@ -36,9 +36,11 @@ def apply_boxes(
         What to read the new data set by.
 
     Raises:
-        InvalidInput: no decisions, wrong ones, data that has changed, a format that is only read, or `out` exists.
+        InvalidInput: no decisions, wrong ones, data that has changed, or `out` exists.
     """
-    write = choose_writer(infer_box_format(source))
+    kind = infer_box_format(source)
+    if kind is None:
+        raise InvalidInput(f"{source}: holds no boxes any more")
     if decisions is None:
         raise InvalidInput("suggestions on boxes are not accepted unseen: give --decisions FILE")
     images = Path(settings["images"]) if settings.get("images") else None
@@ -52,13 +54,15 @@ def apply_boxes(
         for sample in data.samples:
             if not edits.get(data.relative(sample), BoxEdits()).dropped:
                 put_file(sample.path, pictures / data.relative(sample), link)
-        write(source, data, edits, draft)
+        BOX_WRITERS[kind](source, data, edits, draft)
         with (draft / LOG).open("w", encoding="utf-8", newline="") as file:
             log = csv.writer(file)
             log.writerow(_LOG_COLUMNS)
             rows = [[cell(value) for value in row] for row in list_changes(data, edits)]
             log.writerows(rows)
     print(f"{len(rows)} changes to {len(edits)} of {len(data.samples)} pictures", file=sys.stderr)
+    if data.skipped:
+        print(f"{len(data.skipped)} pictures that cannot be used were not copied", file=sys.stderr)
     return out if source.is_dir() else out / source.name
 
 

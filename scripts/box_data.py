@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.boxes import BoxLabels
+from models.image import read_orientation
+from scripts.box_tables import Box, turn_back
 from scripts.readers import Skipped, file_digest
 
 
@@ -83,3 +85,16 @@ class BoxDataSet:
     def _described(self, boxes: BoxLabels) -> list[list[object]]:
         rows = zip(boxes.xyxy.tolist(), boxes.labels.tolist(), boxes.ignored.tolist(), strict=True)
         return sorted([[box, self.labels[label], ignored] for box, label, ignored in rows], key=json.dumps)
+
+
+def as_stored(box: Box, sample: BoxSample, size: tuple[object, object]) -> Box:
+    """A box of the upright picture as its annotations have it, which may be of the file as it is stored.
+
+    Args:
+        box: pixels of the upright picture.
+        sample: the picture.
+        size: (width, height) that the annotations say it has.
+    """
+    if size == (sample.width, sample.height) or size != (sample.height, sample.width):
+        return box
+    return turn_back(box, read_orientation(sample.path.read_bytes()), sample.width, sample.height)

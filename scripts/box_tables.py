@@ -132,5 +132,10 @@ def turn_box(box: Box, orientation: int, width: int, height: int) -> Box:
     return left, top, right, bottom
 
 
+def turn_back(box: Box, orientation: int, width: int, height: int) -> Box:
+    """A box of the upright picture, `width` x `height`, on the stored file: the inverse of `turn_box`."""
+    return turn_box(box, {6: 8, 8: 6}.get(orientation, orientation), width, height)
+
+
 def _shown(box: Box) -> str:
     return "(" + ", ".join(f"{value:g}" for value in box) + ")"

@@ -26,13 +26,13 @@ def rewrite_table(path: Path, labels: Mapping[int, tuple[str, ...]], dropped: Se
     text = text.removeprefix(_MARK)
     delimiter = sniff_delimiter(text)
     out, column = [mark], -1
-    for line, raw, fields in _records(text, delimiter):
+    for line, raw, fields in csv_records(text, delimiter):
         if column < 0 and fields:
             header = [name.strip().lower() for name in fields]
             column = header.index(find_columns(header, Columns({}), path.name)["label"])
         elif line in labels and fields:
             fields[column] = neutralize(separator.join(labels[line]))
-            raw = _format(fields, delimiter, raw)
+            raw = format_record(fields, delimiter, raw)
         if line not in dropped:
             out.append(raw)
     return "".join(out).encode()
@@ -56,7 +56,7 @@ def rewrite_jsonl(path: Path, labels: Mapping[int, tuple[str, ...]], dropped: Se
     return (mark + "\n".join(out)).encode()
 
 
-def _records(text: str, delimiter: str) -> Iterator[tuple[int, str, list[str]]]:
+def csv_records(text: str, delimiter: str) -> Iterator[tuple[int, str, list[str]]]:
     """Each record's first line, its text as it stands, and its fields."""
     lines = list(io.StringIO(text, newline=""))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -66,7 +66,8 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, str, list[str]]]:
         start = reader.line_num
 
 
-def _format(fields: list[str], delimiter: str, raw: str) -> str:
+def format_record(fields: list[str], delimiter: str, raw: str) -> str:
+    """A record anew, with the line ending of its old text."""
     ending = raw[len(raw.rstrip("\r\n")) :]
     buffer = io.StringIO(newline="")
     csv.writer(buffer, delimiter=delimiter, lineterminator="").writerow(fields)

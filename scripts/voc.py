@@ -17,7 +17,7 @@ from scripts.folders import IMAGES, walk
 from scripts.readers import Skipped
 from scripts.tables import SPLITS, Problems
 
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(path: Path, images: Path | None = None) -> BoxTable:
@@ -45,7 +45,7 @@ def read_voc(path: Path, images: Path | None = None) -> BoxTable:
         split = SPLITS.get(inside[0].lower()) if inside else None
         name = picture.relative_to(root).as_posix() if picture.is_relative_to(root) else picture.name
         boxes = tuple(_read_objects(tree, origin, faults))
-        pictures.append(RawImage(name, boxes, origin, split or listed.get(file.stem), size=_read_size(tree)))
+        pictures.append(RawImage(name, boxes, origin, split or listed.get(file.stem), size=read_size(tree)))
     problems.stop_if_any()
     if not pictures:
         raise InvalidInput(f"{path}: no VOC annotations (.xml)")
@@ -76,7 +76,7 @@ def _find_picture(file: Path, tree: Element, path: Path, images: Path | None) ->
 
 
 def _read_objects(tree: Element, origin: str, faults: list[Skipped]) -> Iterator[RawBox]:
-    ones = 1.0 if "VOC" in (tree.findtext("source/database") or "") else 0.0
+    ones = counts_from_one(tree)
     for number, found in enumerate(tree.findall("object"), start=1):
         place = f"{origin}: object {number}"
         try:
@@ -91,13 +91,19 @@ def _read_objects(tree: Element, origin: str, faults: list[Skipped]) -> Iterator
         yield RawBox(box, name, place, number, difficult)
 
 
+def counts_from_one(tree: Element) -> float:
+    """What a file's left and top are more than ours: 1 in PASCAL's own files, else 0."""
+    return 1.0 if "VOC" in (tree.findtext("source/database") or "") else 0.0
+
+
 def _read_corners(found: Element, ones: float) -> Box:
-    texts = [found.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+    texts = [found.findtext(f"bndbox/{corner}") for corner in CORNERS]
     x1, y1, x2, y2 = read_box([text.strip() for text in texts if text is not None])
     return x1 - ones, y1 - ones, x2, y2
 
 
-def _read_size(tree: Element) -> tuple[int, int] | None:
+def read_size(tree: Element) -> tuple[int, int] | None:
+    """(width, height) as a file has them, or None."""
     width, height = ((tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
     known = width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0
     return (int(width), int(height)) if known else None

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from scripts.box_data import BoxDataSet
 from scripts.box_decisions import BoxEdits, Drawn
 from scripts.box_readers import infer_box_format, read_boxes
 from scripts.box_writers import BOX_WRITERS
-from tests.box_files import coco, found, yolo
+from tests.box_files import box_csv, coco, found, voc, yolo
 
 Row = dict[str, object]
 Write = Callable[[Path], Path]
@@ -31,8 +32,8 @@ def write_coco_pages(folder: Path) -> Path:
     return file.write()
 
 
-SOURCES: dict[str, Write] = {"coco": write_coco_pages, "yolo": yolo}
-IDS = {"coco": (100, 101, 102), "yolo": (1, 2, 1)}
+SOURCES: dict[str, Write] = {"coco": write_coco_pages, "yolo": yolo, "voc": voc, "csv": box_csv}
+IDS = {"coco": (100, 101, 102), "yolo": (1, 2, 1), "voc": (1, 2, 1), "csv": (2, 3, 4)}
 
 
 def audit_of(folder: Path, source: Path, *issues: Row) -> Path:
@@ -116,8 +117,9 @@ def test_without_a_change_the_new_data_set_means_the_same(kind: str, source: Pat
     assert code == 0 and after.fingerprint() == before.fingerprint()
     if kind == "coco":
         assert json.loads(fixed.read_text()) == json.loads(source.read_text())
-    for file in source.rglob("*.txt"):
-        assert (fixed / file.relative_to(source)).read_bytes() == file.read_bytes()
+    folder = source if source.is_dir() else source.parent
+    for file in (file for suffix in ("txt", "xml", "csv") for file in folder.rglob(f"*.{suffix}")):
+        assert (tmp_path / "fixed" / file.relative_to(folder)).read_bytes() == file.read_bytes()
 
 
 def test_a_dropped_picture_goes_with_its_boxes(source: Path, tmp_path: Path) -> None:
@@ -180,6 +182,44 @@ def test_cocos_other_keys_and_ids_stay(tmp_path: Path) -> None:
     assert now | {"annotations": None} == was | {"annotations": None}
 
 
+@pytest.mark.parametrize("ending", ["\n", ""])
+def test_a_table_keeps_its_other_columns_and_the_pictures_that_lose_all_their_boxes(
+    ending: str, tmp_path: Path
+) -> None:
+    source = box_csv(tmp_path)
+    rows = ["image;x1;y1;x2;y2;label;who", 'one.png;2;4;30;32;Dress;"a ""b"""', "one.png;40;30;68;58;Bag;c"]
+    source.write_text("\r\n".join([*rows, "two.png;10;10;38;38;Sandal;d"]) + ending, newline="")
+    data = read_boxes(source, progress=False)
+    (tmp_path / "out").mkdir()
+    edits = {
+        "one.png": BoxEdits(changed={3: Drawn("Dress", None)}, added=[Drawn("Bag", (1.0, 2.0, 3.5, 4.0))]),
+        "two.png": BoxEdits(removed={4}),
+    }
+    BOX_WRITERS["csv"](source, data, edits, tmp_path / "out")
+    assert (tmp_path / "out" / "boxes.csv").read_bytes().decode() == "\r\n".join(
+        [*rows[:2], "one.png;40;30;68;58;Dress;c", 'one.png;1;2;3.5;4;Bag;"a ""b"""', "two.png;;;;;;d", ""]
+    )
+    more = {"two.png": BoxEdits(added=[Drawn("Bag", (1.0, 2.0, 3.0, 4.0))])}
+    BOX_WRITERS["csv"](source, data, more, tmp_path / "out")
+    now = (tmp_path / "out" / "boxes.csv").read_bytes().decode().splitlines()
+    assert now == [*rows, "two.png;10;10;38;38;Sandal;d", "two.png;1;2;3;4;Bag;d"]
+
+
+def test_pascals_own_files_keep_counting_from_one(tmp_path: Path) -> None:
+    folder = voc(tmp_path)
+    file = folder / "one.xml"
+    source = "<source><database>The VOC2007 Database</database></source><size>"
+    file.write_text(file.read_text().replace("<size>", source, 1))
+    data = read_boxes(folder, progress=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    moved, new = Drawn(None, (4.0, 5.0, 20.0, 21.5)), Drawn("Bag", (0.0, 0.0, 9.0, 9.0))
+    edits = {"one.png": BoxEdits(changed={1: moved}, added=[new])}
+    BOX_WRITERS["voc"](folder, data, edits, out)
+    corners = [[one.text for one in box] for box in ElementTree.parse(out / "one.xml").getroot().iter("bndbox")]
+    assert corners == [["5", "6", "20", "21.5"], ["40", "30", "68", "58"], ["1", "1", "9", "9"]]
+
+
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_box_of_a_turned_photograph_is_written_as_the_file_is_stored(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
@@ -221,10 +261,12 @@ def test_what_is_written_is_what_is_read(
         assert infer_box_format(source) == kind
         edits = {image: BoxEdits(changed={IDS[kind][which]: Drawn(label, corners)})}
         BOX_WRITERS[kind](source, data, edits, out)
-        (out / "images").symlink_to((source if source.is_dir() else source.parent) / "images")
+        for name, path in images(data).items():
+            (out / path).parent.mkdir(exist_ok=True)
+            (out / path).symlink_to(next(sample.path for sample in data.samples if sample.path.name == name))
         after = read_boxes(out if source.is_dir() else out / source.name, progress=False)
         boxes = next(sample for sample in after.samples if sample.path.name == "one.png").boxes
-        assert boxes.xyxy[which] == pytest.approx(corners, abs=1e-5)
+        assert boxes.xyxy[which] == pytest.approx(corners, abs=1e-4)
         was = next(sample for sample in data.samples if sample.path.name == "one.png").boxes
         wanted = data.labels[int(was.labels[which])] if label is None else label
         assert after.labels[int(boxes.labels[which])] == wanted

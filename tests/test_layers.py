@@ -15,6 +15,7 @@ LAYERS = {"models": {"models"}, "service": {"models", "service"}, "scripts": {"m
 TRAINING = ["torch", "onnx", "onnxscript", "matplotlib", "pandas", "scipy", "cv2", "sklearn", "yaml"]
 SERVING = ["service.app", "service.__main__", "scripts.cli"]
 VERB_MODULES = sorted({target.split(":")[0] for verb, (target, _) in VERBS.items() if verb not in ("train", "audit")})
+WITHOUT_EXTRA = [name for name in VERB_MODULES if name != "scripts.apply"]  # which imports readers of boxes when asked
 
 Sources = Mapping[str, str]
 Imports = Mapping[str, list[str]]
@@ -105,7 +106,7 @@ def test_nothing_imports_itself_in_a_circle(project: Imports) -> None:
     assert cycles(project) == []
 
 
-@pytest.mark.parametrize("start", [*SERVING, *VERB_MODULES])
+@pytest.mark.parametrize("start", [*SERVING, *WITHOUT_EXTRA])
 def test_no_verb_but_train_and_audit_reaches_what_only_training_needs(start: str, project: Imports) -> None:
     ways = reached(start, project)
     assert [" -> ".join(way) for target, way in ways.items() if is_training(target)] == []
