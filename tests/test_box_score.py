@@ -122,8 +122,8 @@ def test_a_service_says_what_the_bundle_says(bundle: Path, data: Path, url: str)
     with RemoteModel(url, None) as model:
         assert model.detects
         remote = score_boxes(model, read, 3, {"gamma": 1.0}, 0.2)
-    with RemoteModel(url, "other") as other, pytest.raises(InvalidInput, match="no model of that name"):
-        other.predict([("a", png(noise()))], {})
+    with RemoteModel(url, "absent") as absent, pytest.raises(InvalidInput, match="no model of that name"):
+        absent.predict([("a", png(noise()))], {})
     assert [row["kind"] for row in remote] == [row["kind"] for row in local]
     for one, other in zip(remote, local, strict=True):
         assert (one["image"], one["cause"], one["rank"]) == (other["image"], other["cause"], other["rank"])

@@ -1,6 +1,7 @@
 """Tiles put together: every object once, whole, in the pixels of the picture; a fair model in the place of a net."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_tiles_cover_a_side_and_overlap_enough(length: int, side: int, overlap: 
     starts = tile_starts(length, side, overlap)
     assert starts[0] == 0 and starts[-1] + side >= length
     assert starts == [0] or starts[-1] + side == length
-    assert all(0 < b - a <= side - overlap for a, b in zip(starts, starts[1:], strict=False))
+    assert all(0 < b - a <= side - overlap for a, b in pairwise(starts))
 
 
 def test_an_empty_picture_gives_no_boxes() -> None:
