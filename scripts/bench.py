@@ -108,7 +108,8 @@ def main(argv: Sequence[str]) -> int:
     flags = BenchFlags.parse(argv)
     folder = choose_bundle(flags.bundle, None)
     body = flags.image.read_bytes() if flags.image else made_up_jpeg(flags.size)
-    engine = open_engine(folder, load_settings([]))
+    settings = load_settings([])
+    engine = open_engine(folder, settings.device, settings.threads)
     if isinstance(engine, DetectorEngine):
         raise InvalidInput("bench measures classifiers; this bundle is a detector")
     load_input(body, engine.card.input)

@@ -12,7 +12,7 @@ from models.errors import FocalserveError, InvalidInput
 VERBS = {
     "train": ("scripts.train:main", "train a focal-loss classifier or detector, and export it"),
     "serve": ("service.__main__:main", "serve bundles over HTTP"),
-    "predict": ("scripts.score:predict", "classify image files, with a bundle or a running service"),
+    "predict": ("scripts.score:predict", "classify image files or find boxes, with a bundle or a running service"),
     "loss": ("scripts.score:loss", "score the labels of a data set: which are wrong?"),
     "audit": ("scripts.audit:main", "find the wrong labels of a data set by cross-validation, with a report"),
     "apply": ("scripts.apply:main", "write an audited data set anew with decisions on its labels"),
@@ -20,6 +20,7 @@ VERBS = {
     "doctor": ("scripts.doctor:main", "check this machine: versions, providers, cores, one timed inference"),
     "bench": ("scripts.bench:main", "measure a bundle: the machine's limit, the service, the ratio"),
     "demo": ("scripts.demo:main", "the whole story on real images: train, export, serve, find wrong labels"),
+    "demo-detect": ("scripts.demo_detect:main", "the same with boxes: trees in aerial photographs, fetched by pip"),
 }
 _TRAIN_ONLY = {"torch", "onnx", "onnxscript", "yaml"}
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The verbs, a line each."""
-    lines = [f"  {verb:8} {what}" for verb, (_, what) in VERBS.items()]
+    lines = [f"  {verb:11} {what}" for verb, (_, what) in VERBS.items()]
     return "usage: focalserve VERB ...\n\n" + "\n".join(lines) + "\n\nfocalserve VERB --help tells each verb's flags"
 
 

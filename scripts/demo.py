@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             train(flags, name, source, alpha)
     port = free_port(flags.port)
     say("2. Serve all three")
-    with service(flags.folder / "artifacts", port) as (process, url):
+    with service(flags.folder / "artifacts", port, MODEL) as (process, url):
         say("3. Classify the test part over HTTP")
         classify(url, data / "test")
         say("4. Ask /loss about the training labels, each by the model that has not seen it")
@@ -103,9 +103,9 @@ def run_verb(*arguments: str) -> None:
 
 
 @contextmanager
-def service(artifacts: Path, port: int) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """The service as a process of its own, ready; stopped at the end."""
-    arguments = ["serve", str(artifacts), "--port", str(port), "--default-model", MODEL, "--drain-seconds", "0"]
+def service(artifacts: Path, port: int, model: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """The service of that default model as a process of its own, ready; stopped at the end."""
+    arguments = ["serve", str(artifacts), "--port", str(port), "--default-model", model, "--drain-seconds", "0"]
     print(f"$ focalserve {shlex.join(arguments)}", file=sys.stderr, flush=True)
     process = subprocess.Popen([sys.executable, "-m", "scripts.cli", *arguments])
     try:
@@ -142,7 +142,7 @@ def classify(url: str, folder: Path) -> None:
     with RemoteModel(url, MODEL) as model:
         for start in range(0, len(files), _CHUNK):
             chunk = [(file.name, file.read_bytes()) for file in files[start : start + _CHUNK]]
-            said += [answer["label"] for answer in model.predict(chunk, 1)]
+            said += [answer["label"] for answer in model.predict(chunk, {"top_k": 1})]
     right = Counter(t for t, s in zip(truth, said, strict=True) if t == s)
     f1 = [2 * right[name] / (truth.count(name) + said.count(name)) for name in sorted(set(truth))]
     print(f"   {len(files)} test images: accuracy {right.total() / len(files):.3f}, macro-F1 {sum(f1) / len(f1):.3f}")

@@ -12,11 +12,10 @@ import onnxruntime as ort
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from models.bundle import read_bundle
 from models.errors import FocalserveError
 from scripts.clients import choose_bundle
 from scripts.flags import Flags
-from service.engine import Engine
+from service.catalog import open_engine
 from service.runtime import CUDA, cuda_driver_present
 from service.settings import usable_cores
 
@@ -100,10 +99,8 @@ def _cuda() -> Iterator[str]:
 
 
 def _time_bundle(folder: Path) -> str:
-    engine = Engine(read_bundle(choose_bundle(folder, None)), "auto", usable_cores())
-    card = engine.card
-    image = np.zeros((1, card.input.height, card.input.width, 3), np.uint8)
-    took = _median_ms(lambda: engine.run(image))
+    engine = open_engine(choose_bundle(folder, None), "auto", usable_cores())
+    card, took = engine.card, engine.seconds(1) * 1e3
     return f"inference   {card.name} version {card.version} on {engine.device}: {took:.2f} ms for one image"
 
 

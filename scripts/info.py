@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from models.bundle import read_bundle
-from models.card import ModelCard
+from models.card import DetectorSpec, ModelCard
 from scripts.clients import choose_bundle
 from scripts.flags import Flags
 
@@ -42,22 +42,37 @@ def describe_card(card: ModelCard, size: int) -> str:
         f"made      {card.created}, SHA-256 {(card.sha256 or '')[:16]}...",
         f"input     {card.input.width} x {card.input.height} RGB, {card.input.resize}",
         f"loss      focal, gamma {card.loss.gamma:g}, alpha {_alpha(card)}, smoothing {card.loss.label_smoothing:g}",
-        f"calibrated  inverse of gamma {card.calibration.gamma:g}, temperature {card.calibration.temperature:.3f}",
-        *(
-            f"noise     {part.rate:.1%} of the validation labels are wrong, as estimated"
-            for part in card.label_noise
-            if card.task != "multilabel"
-        ),
+        *(_classifier_lines(card) if card.detector is None else _detector_lines(card.detector)),
         f"parity    torch against ONNX Runtime {card.parity_max_difference:.2g}",
         "",
         *(f"{name:10} {one.value:.3f}  ({one.low:.3f} to {one.high:.3f})" for name, one in card.metrics.items()),
         "",
-        f"{'class':20} {'images':>7} {'precision':>9} {'recall':>7} {'f1':>7}",
+        f"{'class':20} {'images' if card.detector is None else 'boxes':>7} {'precision':>9} {'recall':>7} {'f1':>7}",
     ]
     for facts in card.classes:
         shown = [_number(value) for value in (facts.precision, facts.recall, facts.f1)]
         lines.append(f"{facts.label:20} {facts.train_count:7d} {shown[0]:>9} {shown[1]:>7} {shown[2]:>7}")
     return "\n".join(lines)
+
+
+def _classifier_lines(card: ModelCard) -> list[str]:
+    wrong = [part.rate for part in card.label_noise if card.task != "multilabel"]
+    return [
+        f"calibrated  inverse of gamma {card.calibration.gamma:g}, temperature {card.calibration.temperature:.3f}",
+        *(f"noise     {rate:.1%} of the validation labels are wrong, as estimated" for rate in wrong),
+    ]
+
+
+def _detector_lines(spec: DetectorSpec) -> list[str]:
+    levels = ", ".join(
+        f"{'/'.join(f'{size:g}' for size in level.sizes)} at stride {level.stride}" for level in spec.levels
+    )
+    return [
+        f"boxes     {spec.box_loss}, weight {spec.box_weight:g}",
+        f"anchors   {levels}; ratios {', '.join(f'{ratio:g}' for ratio in spec.ratios)}",
+        f"answers   score above {spec.score_threshold:g}, {spec.max_detections} of an image at most",
+        f"causes    {'calibrated on validation' if spec.calibrator else 'not calibrated: quality is the focal mean'}",
+    ]
 
 
 def _alpha(card: ModelCard) -> str:

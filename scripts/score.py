@@ -1,26 +1,20 @@
 """`focalserve predict` and `focalserve loss`: files in, a table out; offline with a bundle, or against a service."""
 
-import csv
-import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TextIO, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
-from tqdm import tqdm
 
-from models.cells import neutralize
 from models.errors import InvalidInput
-from scripts.clients import LabelledImage, LocalModel, Model, RemoteModel
-from scripts.flags import Flags
-from scripts.readers import DataSet, Sample, read_dataset
+from scripts import box_score
+from scripts.asking import AskingFlags, Write, chunks, open_model, output, read_file
+from scripts.box_readers import OnBadBox, read_boxes
+from scripts.clients import LabelledImage, Model
+from scripts.readers import DataSet, OnBadImage, Sample, read_dataset
 
-Part = TypeVar("Part")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _PREDICT_COLUMNS = ("image", "label", "score", "margin", "labels", "error")
 _LOSS_COLUMNS = (
@@ -37,52 +31,57 @@ _LOSS_COLUMNS = (
 )
 
 
-class _Asking(Flags):
-    bundle: Path = Field(
-        Path("artifacts"), description="a bundle, or a folder with one model; used where no URL is given"
-    )
-    url: str | None = Field(None, description="address of a running service, such as http://127.0.0.1:8000")
-    model: str | None = Field(None, description="which model, where there are several")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the bundle runs")
-    out: Path | None = Field(None, description="file to write, .csv or .jsonl; stdout where left out")
-    format: Literal["csv", "jsonl"] | None = Field(None, description="of the output; by the file's suffix, else csv")
-    chunk: Annotated[int, Field(ge=1, le=4096)] = Field(128, description="images asked at once")
+class PredictFlags(AskingFlags):
+    """Classify image files, or find boxes in them. Example: focalserve predict photos/*.jpg --bundle artifacts/birds.
 
-    @model_validator(mode="after")
-    def _known_suffix(self) -> Self:
-        if self.out is not None and self.format is None and self.out.suffix.lower() not in (".csv", ".jsonl"):
-            raise ValueError("out: the suffix should be .csv or .jsonl, or say --format")
-        return self
-
-    @property
-    def rows_as(self) -> str:
-        """The output format, csv or jsonl."""
-        by_suffix = "jsonl" if self.out is not None and self.out.suffix.lower() == ".jsonl" else "csv"
-        return self.format or by_suffix
-
-
-class PredictFlags(_Asking):
-    """Classify image files. Example: focalserve predict photos/*.jpg --bundle artifacts/birds."""
+    A classifier writes a row per image; a detector a row per detection, in .jsonl a line per image.
+    """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve predict")
 
     files: CliPositionalArg[list[Path]] = Field(description="image files, or folders of them")
-    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="classes per image in .jsonl")
+    top_k: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="classifier: classes per image in .jsonl; 5 where left out"
+    )
+    score_threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="detector: boxes above this score; that of the card where left out"
+    )
+    max_detections: Annotated[int, Field(ge=1, le=5000)] | None = Field(
+        None, description="detector: boxes of one image at most; that of the card where left out"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is asked of /predict."""
+        return self.model_dump(include={"top_k", "score_threshold", "max_detections"}, exclude_none=True)
 
 
-class LossFlags(_Asking):
+class LossFlags(AskingFlags):
     """Score the labels of a data set, worst first. Example: focalserve loss photos/ --bundle artifacts/birds.
 
-    Scores are honest only for images that the model was not trained on.
+    A detector scores every given box, and lists what nobody drew. Scores are honest only for images that the model was
+    not trained on.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve loss")
 
-    data: CliPositionalArg[Path] = Field(description="folder of class folders, CSV or JSONL")
+    data: CliPositionalArg[Path] = Field(
+        description="folder of class folders, CSV or JSONL; for boxes COCO .json, YOLO's or Pascal VOC's folder, or CSV"
+    )
     gamma: Annotated[float, Field(ge=0.0)] | None = Field(None, description="focusing; that of the card where left out")
     task: Literal["auto", "multiclass", "multilabel", "binary"] = Field("auto", description="what the labels mean")
-    on_bad_image: Literal["fail", "skip"] = Field("fail", description="images that do not decode: stop, or leave out")
+    images: Path | None = Field(None, description="boxes: folder of the pictures, where not beside the annotations")
+    on_bad_image: OnBadImage = Field("fail", description="images that do not decode: stop, or leave out")
+    on_bad_box: OnBadBox = Field("fail", description="boxes that cannot be used: stop, or leave out")
+    missing_score: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.3, description="boxes: objects that nobody drew are listed from this score on"
+    )
     show: Annotated[int, Field(ge=0)] = Field(10, description="worst labels shown on stderr")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is asked of /loss."""
+        return {} if self.gamma is None else {"gamma": self.gamma}
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -90,37 +89,61 @@ def predict(argv: Sequence[str]) -> int:
     flags = PredictFlags.parse(argv)
     files = list(_image_files(flags.files))
     failed = 0
-    with _open_model(flags) as model, _output(flags, _PREDICT_COLUMNS) as write:
-        for chunk in _chunks(files, flags.chunk, "predict"):
-            answers = model.predict([(str(file), _read(file)) for file in chunk], flags.top_k)
+    with open_model(flags) as model, output(flags, _predict_columns(model)) as write:
+        for chunk in chunks(files, flags.chunk, "predict"):
+            answers = model.predict([(str(file), read_file(file)) for file in chunk], flags.options)
             for file, answer in zip(chunk, answers, strict=True):
                 failed += "error" in answer
-                write(
-                    _prediction_row(file, answer) if flags.rows_as == "csv" else {"image": str(file), **_bare(answer)}
-                )
+                _write_prediction(write, str(file), answer, flags.rows_as, model.detects)
     if failed:
         print(f"{failed} of {len(files)} images could not be answered; see the column error", file=sys.stderr)
     return 1 if failed else 0
 
 
+def _predict_columns(model: Model) -> Sequence[str]:
+    return box_score.PREDICT_COLUMNS if model.detects else _PREDICT_COLUMNS
+
+
+def _write_prediction(write: Write, image: str, answer: dict[str, Any], rows_as: str, detects: bool) -> None:
+    if rows_as == "jsonl":
+        write({"image": image, **_bare(answer)})
+        return
+    for row in box_score.prediction_rows(image, answer) if detects else [_prediction_row(image, answer)]:
+        write(row)
+
+
 def loss(argv: Sequence[str]) -> int:
     """Runs `focalserve loss`: writes every label's scores, worst first, and shows the worst."""
     flags = LossFlags.parse(argv)
+    with open_model(flags) as model:
+        return _loss_of_boxes(flags, model) if model.detects else _loss_of_labels(flags, model)
+
+
+def _loss_of_labels(flags: LossFlags, model: Model) -> int:
     data = read_dataset(flags.data, task=flags.task, on_bad_image=flags.on_bad_image)
-    with _open_model(flags) as model:
-        rows = score_dataset(model, data, flags.chunk, {} if flags.gamma is None else {"gamma": flags.gamma})
-    with _output(flags, _LOSS_COLUMNS) as write:
+    rows = score_dataset(model, data, flags.chunk, flags.options)
+    with output(flags, _LOSS_COLUMNS) as write:
         for row in rows:
             write(row)
     _show_worst(rows, flags.show)
     return 0
 
 
+def _loss_of_boxes(flags: LossFlags, model: Model) -> int:
+    data = read_boxes(flags.data, images=flags.images, on_bad_image=flags.on_bad_image, on_bad_box=flags.on_bad_box)
+    rows = box_score.score_boxes(model, data, flags.chunk, flags.options, flags.missing_score)
+    with output(flags, box_score.LOSS_COLUMNS) as write:
+        for row in rows:
+            write(box_score.flat_row(row) if flags.rows_as == "csv" else row)
+    box_score.show_worst(rows, flags.show)
+    return 0
+
+
 def score_dataset(model: Model, data: DataSet, chunk: int, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Scores of every label of a data set, the worst first (rank 1), in cleanlab's column names where it has them."""
     rows: list[dict[str, Any]] = []
-    for samples in _chunks(data.samples, chunk, "loss"):
-        images = [LabelledImage(data.relative(one), _read(one.path), _label(one, data)) for one in samples]
+    for samples in chunks(data.samples, chunk, "loss"):
+        images = [LabelledImage(data.relative(one), read_file(one.path), _label(one, data)) for one in samples]
         for image, item in zip(images, model.loss(images, options), strict=True):
             rows.append(_loss_row(image, item))
     rows.sort(key=lambda row: (row["label_score"] is None, row["label_score"] or 0.0, row["image"]))
@@ -149,9 +172,9 @@ def _loss_row(image: LabelledImage, item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prediction_row(file: Path, answer: dict[str, Any]) -> dict[str, Any]:
+def _prediction_row(image: str, answer: dict[str, Any]) -> dict[str, Any]:
     fields = {key: answer.get(key) for key in ("label", "score", "margin", "labels")}
-    return {"image": str(file), **fields, "error": (answer.get("error") or {}).get("detail")}
+    return {"image": image, **fields, "error": (answer.get("error") or {}).get("detail")}
 
 
 def _bare(answer: dict[str, Any]) -> dict[str, Any]:
@@ -169,62 +192,6 @@ def _image_files(given: Sequence[Path]) -> Iterator[Path]:
             yield path
         else:
             raise InvalidInput(f"{path}: there is no such file")
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"{file}: {(error.strerror or 'cannot be read').lower()}") from None
-
-
-@contextmanager
-def _open_model(flags: _Asking) -> Iterator[Model]:
-    if flags.url is None:
-        yield LocalModel(flags.bundle, flags.device, flags.model)
-        return
-    with RemoteModel(flags.url, flags.model) as remote:
-        yield remote
-
-
-def _chunks(parts: Sequence[Part], size: int, what: str) -> Iterator[Sequence[Part]]:
-    with tqdm(total=len(parts), desc=what, unit="img", disable=None, file=sys.stderr) as bar:
-        for start in range(0, len(parts), size):
-            yield parts[start : start + size]
-            bar.update(len(parts[start : start + size]))
-
-
-@contextmanager
-def _output(flags: _Asking, columns: Sequence[str]) -> Iterator[Any]:
-    """A function that writes one row; the file appears only when all are written."""
-    if flags.out is None:
-        yield _writer(sys.stdout, flags.rows_as, columns)
-        return
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{flags.out.name}.", dir=flags.out.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            yield _writer(file, flags.rows_as, columns)
-        os.replace(draft, flags.out)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-
-
-def _writer(file: TextIO, form: str, columns: Sequence[str]) -> Any:
-    if form == "jsonl":
-        return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    table = csv.writer(file)
-    table.writerow(columns)
-    return lambda row: table.writerow([_cell(row.get(column)) for column in columns])
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return neutralize(value)
-    if isinstance(value, Iterable):
-        return neutralize("|".join(value))
-    return "" if value is None else value
 
 
 def _show_worst(rows: Sequence[dict[str, Any]], count: int) -> None:

@@ -5,9 +5,7 @@ Observatory Network, whose own terms apply), fetched by pip with its hash and ne
 photograph to train on, 279 in the other, of another place, to test on: small, say so wherever a number is shown.
 """
 
-import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,8 @@ from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_readers import read_boxes
 from scripts.coco import write_coco
 from scripts.flags import Flags
+from scripts.tiled import tile_starts
+from scripts.wheels import fetch_files
 
 TRAIN, TEST = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"
 PACKAGE = "deepforest==2.1.0"
@@ -64,20 +64,8 @@ def fetch_trees(folder: Path) -> Path:
     Raises:
         InvalidInput: pip could not fetch it.
     """
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{PACKAGE} --hash={HASH}\n", encoding="utf-8")
-    # Without its dependencies, which are large and not needed for two pictures.
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    asked = [*pip, "--only-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", str(folder)]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    wheel = next(folder.glob("deepforest-*.whl"), None)
-    if done.returncode or wheel is None:
-        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise InvalidInput(f"pip download --no-deps {PACKAGE} failed: {said[0]}")
     names = [f"deepforest/data/{photo}.{suffix}" for photo in (TRAIN, TEST) for suffix in ("png", "xml")]
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, names)
-    return folder / "deepforest" / "data"
+    return fetch_files(PACKAGE, HASH, names, folder)[0].parent
 
 
 def write_trees(out: Path, source: Path) -> Path:
@@ -155,21 +143,13 @@ def _read_photos(source: Path) -> BoxDataSet:
 def _tiles(pixels: Pixels, boxes: BoxLabels, left: int, folder: Path, split: str) -> Iterator[BoxSample]:
     """Writes the tiles of a part of the photograph that begins at `left`."""
     height, width = pixels.shape[:2]
-    for y in _starts(height):
-        for x in _starts(width):
+    for y in tile_starts(height, TILE, OVERLAP):
+        for x in tile_starts(width, TILE, OVERLAP):
             path = folder / f"{split}_{y:04d}_{left + x:04d}.png"
             tile = pixels[y : y + TILE, x : x + TILE]
             Image.fromarray(tile).save(path)
             high, wide = tile.shape[:2]
             yield BoxSample(path, cut_boxes(boxes, left + x, y, wide, high), path.name, wide, high, split)
-
-
-def _starts(length: int) -> list[int]:
-    """Where tiles begin along a side: evenly, so that they cover it and overlap by OVERLAP or more."""
-    if length <= TILE:
-        return [0]
-    count = -(-(length - OVERLAP) // (TILE - OVERLAP))
-    return [int(start) for start in np.floor(np.linspace(0, length - TILE, count))]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from service.detector import DetectorEngine
 from service.engine import Engine, warm_up
 from service.errors import Conflict, NotFound, NotReady
 from service.metrics import Metrics
-from service.runtime import CPU, Runtime
+from service.runtime import CPU, Device, Runtime
 from service.served import Served, serve_bundle, serve_graph
 from service.settings import Settings, usable_cores
 
@@ -208,7 +208,7 @@ Build = Callable[[Settings, Metrics], Served]
 def prepare(path: Path, settings: Settings) -> Build:
     """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
     if (path / CARD_FILE).exists():
-        engine = open_engine(path, settings)
+        engine = open_engine(path, settings.device, settings.threads)
         batch = warm_up(engine, settings.max_batch)
         return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
@@ -220,16 +220,27 @@ def prepare(path: Path, settings: Settings) -> Build:
     return lambda settings, metrics: serve_graph(name, version, runtime, settings, metrics)
 
 
-def open_engine(folder: Path, settings: Settings) -> Engine | DetectorEngine:
-    """A checked bundle's engine; a net that is quick on one thread gets no more, since waking others costs more."""
+def open_engine(folder: Path, device: Device, threads: int) -> Engine | DetectorEngine:
+    """A checked bundle's engine.
+
+    Args:
+        folder: of the bundle.
+        device: auto, cpu or cuda.
+        threads: on the CPU; 0: as many as there are cores, but one for a net that is quick on one, since waking others
+            costs more.
+
+    Raises:
+        BundleError: it must not be used.
+        DeviceUnavailable: cuda was asked for and is not to be had.
+    """
     bundle = read_bundle(folder)
     if bundle.card.detector is not None:
-        return DetectorEngine(bundle, settings.device, settings.threads or usable_cores())
-    if settings.threads == 0:
-        engine = Engine(bundle, settings.device, 1)
+        return DetectorEngine(bundle, device, threads or usable_cores())
+    if threads == 0:
+        engine = Engine(bundle, device, 1)
         if engine.quick or engine.device.provider != CPU or usable_cores() == 1:
             return engine
-    return Engine(bundle, settings.device, settings.threads or usable_cores())
+    return Engine(bundle, device, threads or usable_cores())
 
 
 def find_models(root: Path) -> dict[str, dict[str, Path]]:

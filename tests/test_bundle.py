@@ -13,7 +13,6 @@ from models.bundle import (
     GRAPH_FILE,
     METADATA_KEY,
     Bundle,
-    find_bundles,
     next_version,
     read_bundle,
     version_key,
@@ -119,35 +118,6 @@ def test_a_card_that_is_none_is_refused_naming_the_file(tmp_path: Path, bundle: 
     folder = write_bundle(tmp_path, version(bundle, "1"), bundle.graph)
     (folder / CARD_FILE).write_text("{")
     assert refusal(folder).startswith("1/card.json: document: ")
-
-
-def test_bundles_are_found_at_three_depths(tmp_path: Path, bundle: Bundle) -> None:
-    deep = write_bundle(tmp_path / "tiny", version(bundle, "1"), bundle.graph)
-    assert find_bundles(deep) == [deep]
-    assert find_bundles(deep.parent) == [deep]
-    assert find_bundles(tmp_path) == [deep]
-
-
-def test_bundles_are_found_in_the_order_of_their_versions(tmp_path: Path) -> None:
-    for name in ("b/2", "a/10", "a/9", "a/beta", "a/alpha", "b/1"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / CARD_FILE).touch()
-    found = [folder.relative_to(tmp_path).as_posix() for folder in find_bundles(tmp_path)]
-    assert found == ["a/alpha", "a/beta", "a/9", "a/10", "b/1", "b/2"]
-
-
-def test_hidden_folders_hold_no_bundles(tmp_path: Path) -> None:
-    for name in ("tiny/.bundle-x1", ".bundle-x2", ".trash/1", "tiny/1"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / CARD_FILE).touch()
-    assert find_bundles(tmp_path) == [tmp_path / "tiny" / "1"]
-
-
-def test_an_empty_root_has_no_bundles_and_a_missing_one_is_named(tmp_path: Path) -> None:
-    assert find_bundles(tmp_path) == []
-    with pytest.raises(BundleError, match=r"absent: there is no such folder") as caught:
-        find_bundles(tmp_path / "absent")
-    assert str(tmp_path) not in str(caught.value)
 
 
 def test_versions_sort_by_value_after_names() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.clients import LocalModel
+from scripts.clients import open_bundle
 from scripts.demo import prepare_data
 from scripts.readers import read_dataset
 from scripts.score import score_dataset
@@ -95,7 +95,7 @@ def test_a_failed_write_leaves_no_half_file(bundle_folder: Path, photos: Path, t
 
 
 def test_offline_scores_do_not_depend_on_the_chunk(bundle_folder: Path, photos: Path) -> None:
-    model = LocalModel(bundle_folder, "cpu", None)
+    model = open_bundle(bundle_folder, "cpu", None)
     data = read_dataset(photos)
     whole = score_dataset(model, data, 100, {})
     for chunk in (1, 4):

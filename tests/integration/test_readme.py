@@ -2,22 +2,27 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+from scripts.demo import free_port, wait_ready
+from scripts.items import Part, embedded_items, merge_items
+from scripts.scenes import compose_scenes, write_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BY_HAND = ("make ", "python3 -m venv", ".venv/bin/pip", "focalserve demo", "focalserve serve")
 """What other tests or the gate itself run: the environment, the demo, the server that the fixture starts."""
+
+OF_BOXES = ("detectors", "127.0.0.1:8001")
+"""What is in the commands for the detector, which has a data set and a service of its own."""
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +35,11 @@ def commands() -> list[str]:
         text = match["block"] or match["row"]
         found += [line for line in re.findall(r"(?:'[^']*'|[^'\n])+", text.replace("\\\n", " ")) if line.strip()]
     return [line for line in found if not line.startswith(BY_HAND)]
+
+
+def is_of_boxes(command: str) -> bool:
+    """Whether a command is about the detector."""
+    return any(text in command for text in OF_BOXES)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +61,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def port() -> int:
     """A free port, in the place of README's 8000."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port(0)
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, port: int) -> Path:
+def box_port() -> int:
+    """A free port, in the place of README's 8001."""
+    return free_port(0)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
     """The folder after README's own training command."""
     command = next(line for line in commands() if line.startswith("focalserve train"))
-    done = run(command, folder, port)
+    done = run(command, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -69,19 +83,36 @@ def trained(folder: Path, port: int) -> Path:
 def served(trained: Path, port: int) -> Iterator[Path]:
     """The folder with the service running, as README starts it."""
     assert "focalserve serve artifacts\n" in README
-    arguments = ["serve", "artifacts", "--port", str(port), "--drain-seconds", "0"]
+    with serving(trained, "artifacts", port):
+        yield trained
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory, box_port: int) -> Iterator[Path]:
+    """A folder of a few composed scenes, README's detector trained on them, and its service running."""
+    root = tmp_path_factory.mktemp("boxes")
+    parts: dict[str, Part] = {"train": "train", "val": "test"}
+    scenes = {name: compose_scenes(merge_items(embedded_items(part)), 24, 0) for name, part in parts.items()}
+    write_scenes(root / "scenes", scenes)
+    (root / "scene.png").write_bytes((root / "scenes/images/val_00000.png").read_bytes())
+    command = next(line for line in commands() if line.startswith("focalserve train") and is_of_boxes(line))
+    done = run(command, root)
+    assert done.returncode == 0, done.stderr
+    assert "focalserve serve detectors --port 8001\n" in README
+    with serving(root, "detectors", box_port):
+        yield root
+
+
+@contextmanager
+def serving(folder: Path, models: str, port: int) -> Iterator[None]:
+    """A service of the models in a folder, while it runs."""
+    arguments = ["serve", models, "--port", str(port), "--drain-seconds", "0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.cli", *arguments], cwd=trained, env=environment(), stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "scripts.cli", *arguments], cwd=folder, env=environment(), stderr=subprocess.DEVNULL
     )
     try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield trained
+        wait_ready(process, f"http://127.0.0.1:{port}")
+        yield
     finally:
         process.terminate()
         assert process.wait(20) == 0
@@ -92,9 +123,9 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
-def run(command: str, folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
-    """Runs a command of README there."""
-    text = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("photos/*.jpg", "photos/*/*.jpg")
+def run(command: str, folder: Path, port: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Runs a command of README there, with the service at that port."""
+    text = re.sub(r"127\.0\.0\.1:800[01]", f"127.0.0.1:{port}", command).replace("photos/*.jpg", "photos/*/*.jpg")
     return subprocess.run(
         ["bash", "-euc", text], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
@@ -106,7 +137,23 @@ def test_readme_holds_the_commands_that_these_tests_think_it_holds() -> None:
     assert sum(line.startswith("curl") for line in commands()) >= 3
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if not line.startswith("focalserve train")])
+ASKING = [line for line in commands() if not line.startswith("focalserve train")]
+
+
+@pytest.mark.parametrize("command", [line for line in ASKING if is_of_boxes(line)])
+def test_a_command_for_the_detector_works_as_written(command: str, detector: Path, box_port: int) -> None:
+    done = run(command, detector, box_port)
+    assert done.returncode == 0, done.stderr
+    if command.startswith("curl"):
+        assert '"model":{"name":"scenes"' in done.stdout and '"boxes":[' in done.stdout
+        assert '"error"' not in done.stdout
+    if " loss " in command:
+        assert (detector / "boxes.csv").read_text(encoding="utf-8").startswith("kind,rank,image,box")
+    if " predict " in command:
+        assert (detector / "found.csv").read_text(encoding="utf-8").startswith("image,label,score,x1,y1,x2,y2")
+
+
+@pytest.mark.parametrize("command", [line for line in ASKING if not is_of_boxes(line)])
 def test_a_command_of_readme_works_as_written(command: str, served: Path, port: int) -> None:
     done = run(command, served, port)
     assert done.returncode == 0, done.stderr
