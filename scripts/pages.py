@@ -21,7 +21,7 @@ th { font-weight: 600; } th[scope=row] { text-align: left; }
 svg { max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
 .bar { fill: var(--bar); } .bad { fill: var(--bad); }
 .box { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
-.was { stroke: #d33; } .new { stroke: #2a4; stroke-dasharray: 6 3; }
+.was { stroke: #d33; } .new { stroke: #1fd655; stroke-dasharray: 6 3; }
 """
 
 
