@@ -1,5 +1,6 @@
 """Every command and every Python block of README, run as written in a folder like the one it describes."""
 
+import json
 import os
 import re
 import subprocess
@@ -54,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     (root / "decisions.csv").write_text("image,label\nheron/3.jpg,crane\n", encoding="utf-8")
+    labels = [{"id": str(k), "logits": [1.0, -1.0], "label": k % 2} for k in range(6)]
+    (root / "labels.ndjson").write_text("".join(json.dumps(row) + "\n" for row in labels), encoding="utf-8")
     (root / "bird.jpg").write_bytes((root / "photos/heron/0.jpg").read_bytes())
     return root
 
@@ -108,7 +111,10 @@ def serving(folder: Path, models: str, port: int) -> Iterator[None]:
     """A service of the models in a folder, while it runs."""
     arguments = ["serve", models, "--port", str(port), "--drain-seconds", "0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.cli", *arguments], cwd=folder, env=environment(), stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "scripts.cli", *arguments],
+        cwd=folder,
+        env=environment() | {"FOCALSERVE_AUDIT_DIR": str(folder / "audits")},
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_ready(process, f"http://127.0.0.1:{port}")
