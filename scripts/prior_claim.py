@@ -72,7 +72,7 @@ class Outcome:
     Attributes:
         first_loss: of the first batch, classes and weighted boxes.
         first_norm: of its gradient, before any clipping.
-        last_loss: of the last batch; not finite where training diverged.
+        last_loss: of the last batch; NaN where training diverged.
         ap50: on the validation scenes, 0 where training diverged.
     """
 
@@ -135,7 +135,7 @@ def try_variant(variant: Variant, train: Scenes, val: Scenes, steps: int, seed: 
         classes, places = detection_losses(logits, deltas, targets, given, variant.loss, "giou")
         seen.append(learn(optimizer, classes + _BOX_WEIGHT * places, weights, _CLIP if variant.adam else math.inf))
         if not all(map(math.isfinite, seen[-1])):
-            return Outcome(*seen[0], seen[-1][0], 0.0)
+            return Outcome(*seen[0], math.nan, 0.0)
     return Outcome(*seen[0], seen[-1][0], measure(served, val))
 
 
