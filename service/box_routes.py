@@ -15,7 +15,7 @@ from models.task import Floats, ScoreOptions
 from service.batcher import Timed
 from service.box_answers import GivenBoxes, box_loss_answer, box_options, read_given, score_picture
 from service.detector import RAW, Raw, Wish
-from service.errors import InvalidRequest
+from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
 from service.schemas import LossInput, LossOptions, PredictOptions
 from service.served import Served
@@ -24,6 +24,8 @@ from service.timing import tell
 
 _AT_ONCE = 16
 """Pictures whose raw outputs are held at once: those of one may be megabytes."""
+_MOST_BOXES = 5000
+"""Given boxes of one picture: what scoring them costs grows with anchors times boxes."""
 _CLASSIFIERS = ("top_k",)
 _DETECTORS = ("score_threshold", "iou_threshold", "max_detections")
 
@@ -68,6 +70,7 @@ async def box_loss(
             raise InvalidRequest(f"inputs.{i}: model {card.name} is a detector; give boxes, not a label")
         if item.image is None:
             _check_arrays(card, item, i)
+    _check_boxes(items, state.settings.max_rows)
     given = await asyncio.to_thread(read_given, card, [item.boxes for item in items], [item.id for item in items])
     results: list[Timed | Exception] = []
     scores = []
@@ -103,6 +106,14 @@ def _answer(result: Timed | Exception) -> Raw | Exception:
 def _forget(timed: Timed) -> Timed:
     """The times without the arrays."""
     return Timed(None, timed.began, timed.queued, timed.ran)
+
+
+def _check_boxes(items: Sequence[LossInput], most: int) -> None:
+    counts = [len(item.boxes or ()) for item in items]
+    if max(counts) > _MOST_BOXES:
+        raise BodyTooLarge(f"inputs.{counts.index(max(counts))}.boxes: more than {_MOST_BOXES} of one image")
+    if sum(counts) > most:
+        raise BodyTooLarge(f"{sum(counts)} boxes in one request; {most} are allowed")
 
 
 def _check_arrays(card: ModelCard, item: LossInput, index: int) -> None:

@@ -184,6 +184,12 @@ async def test_boxes_that_do_not_fit_are_named(http: httpx.AsyncClient, item: Js
     assert words in problem_of(answer, 422, "invalid-request")["detail"]
 
 
+async def test_too_many_boxes_are_refused_before_they_are_scored(http: httpx.AsyncClient) -> None:
+    item = {"image": b64(FILES[0]), "boxes": [{"box": [1, 1, 9, 9], "label": 0}] * 5001}
+    problem = problem_of(await http.post("/loss", json={"inputs": [item]}), 413, "too-large")
+    assert "inputs.0.boxes" in problem["detail"]
+
+
 async def test_a_box_outside_the_picture_is_that_pictures_error(http: httpx.AsyncClient) -> None:
     outside = {"image": b64(FILES[3]), "boxes": [{"box": [100, 0, 120, 30], "label": 0}]}
     good = {"image": b64(FILES[0]), "boxes": BOXES[0]}
