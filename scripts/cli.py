@@ -22,7 +22,7 @@ VERBS = {
     "demo": ("scripts.demo:main", "the whole story on real images: train, export, serve, find wrong labels"),
     "demo-detect": ("scripts.demo_detect:main", "the same with boxes: trees in aerial photographs, fetched by pip"),
 }
-_TRAIN_ONLY = {"torch", "onnx", "onnxscript", "yaml"}
+_TRAIN_ONLY = {"torch", "onnx", "onnxscript", "yaml", "defusedxml", "faster_coco_eval"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

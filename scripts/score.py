@@ -1,7 +1,8 @@
 """`focalserve predict` and `focalserve loss`: files in, a table out; offline with a bundle, or against a service."""
 
+import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +12,12 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from models.errors import InvalidInput
 from scripts import box_score
 from scripts.asking import AskingFlags, Write, chunks, open_model, output, read_file
-from scripts.box_readers import OnBadBox, read_boxes
+from scripts.box_data import BoxDataSet
 from scripts.clients import LabelledImage, Model
 from scripts.readers import DataSet, OnBadImage, Sample, read_dataset
 
+_BOX_READERS = "scripts.box_readers"
+"""Imported when boxes are read: it needs the train extra (YAML, XML), which nothing else here does."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _PREDICT_COLUMNS = ("image", "label", "score", "margin", "labels", "error")
 _LOSS_COLUMNS = (
@@ -72,7 +75,7 @@ class LossFlags(AskingFlags):
     task: Literal["auto", "multiclass", "multilabel", "binary"] = Field("auto", description="what the labels mean")
     images: Path | None = Field(None, description="boxes: folder of the pictures, where not beside the annotations")
     on_bad_image: OnBadImage = Field("fail", description="images that do not decode: stop, or leave out")
-    on_bad_box: OnBadBox = Field("fail", description="boxes that cannot be used: stop, or leave out")
+    on_bad_box: Literal["fail", "drop"] = Field("fail", description="boxes that cannot be used: stop, or leave out")
     missing_score: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.3, description="boxes: objects that nobody drew are listed from this score on"
     )
@@ -130,7 +133,8 @@ def _loss_of_labels(flags: LossFlags, model: Model) -> int:
 
 
 def _loss_of_boxes(flags: LossFlags, model: Model) -> int:
-    data = read_boxes(flags.data, images=flags.images, on_bad_image=flags.on_bad_image, on_bad_box=flags.on_bad_box)
+    read: Callable[..., BoxDataSet] = importlib.import_module(_BOX_READERS).read_boxes
+    data = read(flags.data, images=flags.images, on_bad_image=flags.on_bad_image, on_bad_box=flags.on_bad_box)
     rows = box_score.score_boxes(model, data, flags.chunk, flags.options, flags.missing_score)
     with output(flags, box_score.LOSS_COLUMNS) as write:
         for row in rows:
