@@ -28,7 +28,7 @@ class BoxSigns:
     """Signs of M given boxes. (M,) float64 each; all but the last two in [0, 1] or, `focal`, >= 0.
 
     Attributes:
-        located: `near` times the mean of 1 - IoU(prediction, box) over the own anchors, weighted by their `sure`.
+        located: `near` times the mean of `pull` and 1 - `fit`: how far off it lies, by what there is near.
         swapped: (1 - margin) / 2 of the class distribution pooled over the own anchors; 0 with a single class.
         doubted: 1 - posterior of the given class, from the same distribution and how classes are confused.
         spurious: 1 - the largest `sure` among the own anchors and the predictions of IoU >= .5.
@@ -40,7 +40,7 @@ class BoxSigns:
         other: mean over the own anchors of the largest probability of another class.
         on_given: largest probability of the given class among predictions of IoU >= .5.
         on_other: the same of any other class.
-        pull: `located` without `near`.
+        pull: mean of 1 - IoU(prediction, box) over the own anchors, weighted by their `sure`.
         fit: IoU with the box that is suggested; 0 where there is none.
         reach: largest product of `sure` and IoU.
         best_iou: largest IoU with a prediction of at least .05.
@@ -89,7 +89,7 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
     near, on, on_given, on_other, reach, best_iou, fit, best = columns
     suggested = best.astype(np.int64)
     return BoxSigns(
-        located=near * pull,
+        located=near * (pull + 1.0 - fit) / 2.0,
         swapped=(1.0 - pooled[rows, labels] + largest_other(pooled, labels)) / 2.0,
         doubted=np.maximum(1.0 - posterior[rows, labels], 0.0),
         spurious=1.0 - np.maximum(own, on),

@@ -44,13 +44,17 @@ def by_hand(scene: Scene, box: Floats, y: int, spec: DetectorSpec) -> dict[str, 
     near = max([pa[a] for a in range(len(pa)) if r[a] >= 0.25], default=0.0)
     on = max([pa[a] for a in range(len(pa)) if r[a] >= 0.5], default=0.0)
     pull = sum(pa[a] * (1 - r[a]) for a in own) / sum(pa[a] for a in own)
+    nearby = [a for a in range(len(pa)) if r[a] >= 0.2]
+    fit = r[max(nearby, key=lambda a: (1 - np.prod(1 - p[a])) * r[a] ** 0.5)] if nearby else 0.0
     pi = np.array([sum(p[a, k] for a in own) + 1e-6 for k in range(classes)])
     pi /= pi.sum()
     likely = np.array([pi[k] * swap_matrix(spec, classes)[k, y] for k in range(classes)])
     losses = [sigmoid_focal(scene.cls_logits[a].astype(float), np.eye(classes)[y]).values.sum() for a in own]
     others = [k for k in range(classes) if k != y]
     return {
-        "located": near * pull,
+        "located": near * (pull + 1 - fit) / 2,
+        "pull": pull,
+        "fit": fit,
         "swapped": (1 - pi[y] + max(pi[others])) / 2,
         "doubted": 1 - likely[y] / likely.sum(),
         "spurious": 1 - max(max(pa[own]), on),
