@@ -15,6 +15,7 @@ from models.quality import ranks
 from models.task import ScoreOptions
 from service.detector import Found, Raw
 from service.errors import InvalidRequest, item_problem
+from service.predictions import fill_items
 from service.schemas import LossOptions
 from service.scoring import ObserveLosses
 
@@ -39,18 +40,14 @@ def detect_items(
     card: ModelCard, answers: Sequence[Found | Exception], ids: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """One dictionary of the form of `answers.PredictItem` per answer, in their order."""
-    items = []
-    for index, (answer, name) in enumerate(zip(answers, ids, strict=True)):
-        item: dict[str, Any] = {"index": index} if name is None else {"index": index, "id": name}
-        if isinstance(answer, Exception):
-            item["error"] = item_problem(answer)
-        else:
-            found = answer.detections
-            rows = zip(found.xyxy.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
-            item["width"], item["height"] = answer.geometry.width, answer.geometry.height
-            item["boxes"] = [{"box": box, "label": card.labels[k], "score": score} for box, k, score in rows]
-        items.append(item)
-    return items
+
+    def fill(item: dict[str, Any], answer: Found) -> None:
+        found = answer.detections
+        rows = zip(found.xyxy.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+        item["width"], item["height"] = answer.geometry.width, answer.geometry.height
+        item["boxes"] = [{"box": box, "label": card.labels[k], "score": score} for box, k, score in rows]
+
+    return fill_items(answers, ids, fill)
 
 
 def read_given(card: ModelCard, labels: Sequence[Any], ids: Sequence[str | None]) -> list[GivenBoxes]:

@@ -10,9 +10,9 @@ from models.boxes import make_anchors
 from models.bundle import Bundle
 from models.detect import Detection, Detections, Geometry, detector_of
 from models.fit import Fitted
-from service.engine import check_card, check_golden, check_outputs, time_blank
+from service.engine import BundleEngine, check_golden, check_outputs, time_blank
 from service.errors import InferenceFailed
-from service.runtime import Device, Runtime
+from service.runtime import Device
 
 _RAW = ("cls_logits", "box_deltas")
 _FOUND = ("boxes", "scores", "classes", "image_index")
@@ -60,28 +60,14 @@ class Found:
     geometry: Geometry
 
 
-class DetectorEngine:
-    """A detector's checked bundle in a session of ONNX Runtime.
-
-    Args:
-        bundle: what to run.
-        device: `cuda` refuses to run on anything else; `auto` takes CUDA where it works.
-        threads: intra-op threads on the CPU.
-
-    Raises:
-        BundleError: graph and card do not agree, or the golden pair is not met.
-        DeviceUnavailable: cuda was asked for and the session has no CUDA provider.
-    """
+class DetectorEngine(BundleEngine):
+    """A detector's checked bundle; its arguments and errors are those of `BundleEngine`."""
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
-        self.card = bundle.card
-        self.runtime = Runtime(bundle.graph, device, threads)
-        self.device = self.runtime.device
+        super().__init__(bundle, device, threads)
         self.spec = detector_of(self.card)
-        self.quick = False
         anchors = len(make_anchors(self.spec, self.card.input.height, self.card.input.width))
         shapes = {"cls_logits": (anchors, len(self.card.labels)), "box_deltas": (anchors, 4)}
-        check_card(self.runtime, self.card)
         check_outputs(
             self.runtime,
             {name: ("FP32", shape) for name, shape in shapes.items()}

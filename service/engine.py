@@ -1,8 +1,8 @@
 """A checked bundle in a session. Usable without HTTP: `run(images) -> logits`."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,41 +22,43 @@ QUICK = 0.001
 _GOLDEN_TOLERANCE = {CPU: 1e-3, CUDA: 2e-2}
 
 
-class BundleEngine(Protocol):
-    """A checked bundle in a session, whatever its task."""
-
-    card: ModelCard
-    runtime: Runtime
-    device: DeviceReport
-    quick: bool
-
-    def seconds(self, size: int) -> float:
-        """How long a blank batch of that size takes; the best of three runs."""
-        ...
-
-
-class Engine:
-    """A classifier's checked bundle in a session of ONNX Runtime.
+class BundleEngine(ABC):
+    """A checked bundle in a session of ONNX Runtime, whatever its task.
 
     Args:
         bundle: what to run.
         device: `cuda` refuses to run on anything else; `auto` takes CUDA where it works.
         threads: intra-op threads on the CPU.
 
+    Attributes:
+        quick: whether one image takes less time than a hop between threads is worth.
+
     Raises:
         BundleError: graph and card do not agree, or the golden pair is not met.
         DeviceUnavailable: cuda was asked for and the session has no CUDA provider.
     """
+
+    quick = False
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self.card = bundle.card
         self.runtime = Runtime(bundle.graph, device, threads)
         self.device = self.runtime.device
         check_card(self.runtime, self.card)
+
+    @abstractmethod
+    def seconds(self, size: int) -> float:
+        """How long a blank batch of that size takes; the best of three runs."""
+
+
+class Engine(BundleEngine):
+    """A classifier's checked bundle; its arguments and errors are those of `BundleEngine`."""
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        super().__init__(bundle, device, threads)
         check_outputs(self.runtime, {"logits": ("FP32", (self.card.outputs,))})
         check_golden(self.card, self.device, lambda images: {"logits": self.run(images)[0]})
         self.quick = self.device.provider == CPU and threads == 1 and self.seconds(1) < QUICK
-        """Whether one image takes less time than a hop between threads is worth."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (N, K) float32 for images (N, height, width, 3) uint8.

@@ -1,8 +1,8 @@
 """Logits to the answers of /predict, a batch at a time; used by the service and by the offline verbs. No HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from models.card import ModelCard
 from models.task import Predictions
 from models.tasks import TASKS
 from service.errors import InferenceFailed, item_problem
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,20 @@ def predict_items(
     card: ModelCard, answers: Sequence[RowAnswer | Exception], ids: Sequence[str | None], top_k: int
 ) -> list[dict[str, Any]]:
     """One dictionary of the form of `answers.PredictItem` per answer, in their order."""
+    return fill_items(answers, ids, lambda item, answer: _fill(item, card.labels, answer, top_k))
+
+
+def fill_items(
+    answers: Sequence[Answer | Exception], ids: Sequence[str | None], fill: Callable[[dict[str, Any], Answer], None]
+) -> list[dict[str, Any]]:
+    """One dictionary per answer, with its index, its id, and its own error or what `fill` puts in."""
     items = []
     for index, (answer, name) in enumerate(zip(answers, ids, strict=True)):
         item: dict[str, Any] = {"index": index} if name is None else {"index": index, "id": name}
         if isinstance(answer, Exception):
             item["error"] = item_problem(answer)
         else:
-            _fill(item, card.labels, answer, top_k)
+            fill(item, answer)
         items.append(item)
     return items
 
