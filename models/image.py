@@ -9,7 +9,7 @@ import io
 import math
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from models import jpeg
 from models.card import ImageInput
 from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
-from models.fit import Fitted, Pixels, fit_picture, rgb_of
+from models.fit import Fitted, Pixels, fit_picture, keeps_size, rgb_of
 
 # The plugins by name, not Image.open: no other decoder (EPS starts Ghostscript) can be reached, and the
 # limits below stand in for Pillow's own, which warn too late.
@@ -84,7 +84,7 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
         UndecodableImage: not a whole picture of an accepted format.
         ImageTooLarge: over a limit.
     """
-    return rgb_of(_open_rgb(data, limits, None)[0])
+    return rgb_of(_open_rgb(data, sniff_format(data), limits, None)[0])
 
 
 def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted:
@@ -102,13 +102,28 @@ def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMI
         UndecodableImage: not a whole picture of an accepted format.
         ImageTooLarge: over a limit.
     """
-    picture, (width, height) = _open_rgb(data, limits, spec if spec.draft else None)
-    fitted = fit_picture(picture, spec)
-    if picture.size == (width, height):
-        return fitted
-    x, y = fitted.scale
-    scale = (x * picture.width / width, y * picture.height / height)
-    return replace(fitted, scale=scale, size=(width, height))
+    return load_at_once(data, spec, limits) or _load_by_pillow(data, sniff_format(data), spec, limits)
+
+
+def load_at_once(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted | None:
+    """As `load_input`, where that takes no longer than to hand the picture to another thread; None where it does."""
+    if len(data) > _SMALL_BYTES:
+        return None
+    kind = sniff_format(data)
+    if kind == "JPEG" and (header := jpeg.read_header(data)) is not None:
+        width, height = header.size
+        if width * height > _SMALL_PIXELS:
+            return None
+        plain = _load_plain_jpeg(data, header, spec, limits)
+        if plain is not None:
+            return plain
+    elif kind == "PNG":
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        if width * height > _SMALL_PIXELS:
+            return None
+    elif kind in ("WEBP", "BMP"):
+        return None
+    return _load_by_pillow(data, kind, spec, limits)
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -137,31 +152,45 @@ def sniff_format(data: bytes) -> str | None:
     return "BMP" if data.startswith(b"BM") else None
 
 
-def is_small(data: bytes) -> bool:
-    """Whether a picture is decoded sooner than it is handed to another thread, by its size and its header."""
-    if len(data) > _SMALL_BYTES:
-        return False
-    kind = sniff_format(data)
-    if kind == "JPEG":
-        header = jpeg.read_header(data)
-        width, height = header.size if header is not None else (0, 0)
-    elif kind == "PNG":
-        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+def _load_by_pillow(data: bytes, kind: str | None, spec: ImageInput, limits: ImageLimits) -> Fitted:
+    picture, size = _open_rgb(data, kind, limits, spec if spec.draft else None)
+    return _with_size(fit_picture(picture, spec), picture.size, size)
+
+
+def _load_plain_jpeg(data: bytes, header: jpeg.Header, spec: ImageInput, limits: ImageLimits) -> Fitted | None:
+    """A small plain JPEG by the shortest way; None where the long way must decide."""
+    width, height = header.size
+    if not header.plain or max(width, height) > limits.side or width * height > limits.pixels:
+        return None
+    size = jpeg.scaled_size(header.size, _draft_side(spec)) if spec.draft else header.size
+    ready = keeps_size(size, spec)
+    pixels = jpeg.decode(data, size, "RGB" if ready else "RGBX")
+    if pixels is None:
+        return None
+    if ready:
+        fitted = Fitted(pixels, (1.0, 1.0), (0.0, 0.0), size)
     else:
-        return kind is None  # refused at once
-    return width * height <= _SMALL_PIXELS
+        fitted = fit_picture(Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1), spec)
+    return _with_size(fitted, size, header.size)
 
 
-def _open_rgb(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) -> tuple[Image.Image, tuple[int, int]]:
-    """The upright RGB (or RGBX) picture, perhaps at a reduced scale, and the (width, height) it has at full scale."""
+def _with_size(fitted: Fitted, drafted: tuple[int, int], size: tuple[int, int]) -> Fitted:
+    """As if a picture of that size had been fitted, which was decoded at a smaller one."""
+    if drafted == size:
+        return fitted
+    x, y = fitted.scale
+    scale = (x * drafted[0] / size[0], y * drafted[1] / size[1])
+    return Fitted(fitted.pixels, scale, fitted.offset, size)
+
+
+def _open_rgb(
+    data: bytes, kind: str | None, limits: ImageLimits, draft_for: ImageInput | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The upright RGB picture, perhaps at a reduced scale, and the (width, height) it has at full scale."""
     if not data:
         raise UndecodableImage("the image is empty (0 bytes)")
-    kind = sniff_format(data)
     if kind is None:
         raise UndecodableImage("not a JPEG, PNG, WebP or BMP file")
-    plain = _read_small_jpeg(data, limits, draft_for) if kind == "JPEG" else None
-    if plain is not None:
-        return plain
     _check_parts(data, kind, limits)
     try:
         picture = _OPENERS[kind](io.BytesIO(data))
@@ -179,24 +208,6 @@ def _open_rgb(data: bytes, limits: ImageLimits, draft_for: ImageInput | None) ->
         raise UndecodableImage(f"the {kind} file is damaged or cut off") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageTooLarge(f"the {kind} file expands beyond the limit") from error
-
-
-def _read_small_jpeg(
-    data: bytes, limits: ImageLimits, draft_for: ImageInput | None
-) -> tuple[Image.Image, tuple[int, int]] | None:
-    """A small plain JPEG by the shortest way, as RGBX, with its full size; None where the long way must decide."""
-    header = jpeg.read_header(data) if len(data) <= _SMALL_BYTES else None
-    if header is None or not header.plain:
-        return None
-    width, height = header.size
-    if max(width, height) > limits.side or width * height > min(limits.pixels, _SMALL_PIXELS):
-        return None
-    least = _draft_side(draft_for) if draft_for is not None else max(width, height)
-    pixels = jpeg.decode_rgbx(data, header.size, least)
-    if pixels is None:
-        return None
-    size = (pixels.shape[1], pixels.shape[0])
-    return Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1), header.size
 
 
 def _check_limits(picture: ImageFile.ImageFile, limits: ImageLimits) -> None:

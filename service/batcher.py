@@ -12,10 +12,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.requests import ClientDisconnect
 
@@ -37,8 +36,7 @@ class BatchObserver(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
+class Timed(NamedTuple):
     """A result with where its time went.
 
     Attributes:
@@ -54,8 +52,7 @@ class Timed:
     ran: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     item: Any
     weight: int
     answer: asyncio.Future[Timed]
@@ -71,8 +68,9 @@ class Batcher:
     """Runs items of many callers in batches.
 
     Args:
-        run: called in `executor`; must be safe there.
-        executor: one thread of its own; None runs batches in the event loop, which must not take long.
+        run: called in `executor`, or in the event loop; never twice at a time.
+        executor: one thread of its own.
+        inline: weight of a batch that runs in the event loop, at most; it must not take long. 0 runs none there.
         max_batch: weight of one batch at most; a single heavier item runs alone.
         max_wait: seconds that the first item of a batch waits for others while the device is idle; 0 does not wait.
         capacity: weight that may wait.
@@ -84,8 +82,9 @@ class Batcher:
     def __init__(
         self,
         run: Run,
-        executor: Executor | None,
+        executor: Executor,
         *,
+        inline: int = 0,
         max_batch: int,
         max_wait: float,
         capacity: int,
@@ -95,6 +94,7 @@ class Batcher:
     ) -> None:
         self._run = run
         self._executor = executor
+        self._inline = inline
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._capacity = capacity
@@ -156,10 +156,7 @@ class Batcher:
             NotReady: the batcher has stopped.
             InferenceFailed: on await: the batch failed.
         """
-        if self._closed or not self.alive:
-            raise NotReady("the model's batcher does not run")
-        if self._depth >= self._capacity:
-            raise Overloaded(f"{self._capacity} images wait already")
+        self._check_room()
         answer: asyncio.Future[Timed] = asyncio.get_running_loop().create_future()
         weight = self._weigh(item)
         self._queue.append(_Waiting(item, weight, answer, time.perf_counter(), gone))
@@ -180,29 +177,56 @@ class Batcher:
         return await self.submit(item, gone)
 
     async def submit_all(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
-        """The results of many items of one caller, each a result or its own error.
+        """As `submit_stream`, for items that are all there."""
+        if len(items) != 1:
+            return await self.submit_stream(_each(items), gone)
+        answer = self.submit(items[0], gone)
+        try:
+            return [await answer]
+        except Exception as error:
+            return [error]
 
-        Only a full queue at the first item is refused; afterwards the caller waits for room, so that one request may
-        hold more items than the queue. It fills the queue by half at most: the rest is for others.
+    async def submit_stream(
+        self, items: AsyncGenerator[Any], gone: Callable[[], bool] = _never
+    ) -> list[Timed | Exception]:
+        """The results of many items of one caller, each a result or its own error; they run while more of them come.
+
+        Only a queue that is full at the start is refused; afterwards the caller waits for room, so that one request
+        may hold more items than the queue. It fills the queue by half at most: the rest is for others.
+
+        Args:
+            items: what `run` takes; an Exception stands for an item that there is not, and is its own result.
+            gone: whether the caller has left.
 
         Raises:
             Overloaded: the queue is full.
             NotReady: the batcher has stopped.
         """
-        answers: list[asyncio.Future[Timed]] = []
+        self._check_room()
+        answers: list[asyncio.Future[Timed] | Exception] = []
         try:
-            for item in items:
-                while answers and self._depth >= self._share and not self._closed:
-                    self._room.clear()
-                    await self._room.wait()
-                answers.append(self.submit(item, gone))
-            results = await asyncio.gather(*answers, return_exceptions=True)
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    if isinstance(item, Exception):
+                        answers.append(item)
+                        continue
+                    while self._depth >= self._share and not self._closed:
+                        self._room.clear()
+                        await self._room.wait()
+                    answers.append(self.submit(item, gone))
+            await asyncio.gather(*_futures(answers), return_exceptions=True)
         except BaseException:
-            for answer in answers:
+            for answer in _futures(answers):
                 answer.cancel()
-            await asyncio.gather(*answers, return_exceptions=True)
+            await asyncio.gather(*_futures(answers), return_exceptions=True)
             raise
-        return [_not_cancelled(result) for result in results]
+        return [answer if isinstance(answer, Exception) else _outcome(answer) for answer in answers]
+
+    def _check_room(self) -> None:
+        if self._closed or not self.alive:
+            raise NotReady("the model's batcher does not run")
+        if self._depth >= self._capacity:
+            raise Overloaded(f"{self._capacity} images wait already")
 
     async def _serve(self) -> None:
         try:
@@ -214,7 +238,7 @@ class Batcher:
                 batch = self._take()
                 if batch:
                     await self._answer(batch)
-                if self._executor is None:
+                if self._inline:
                     await asyncio.sleep(0)  # the callers answer and new ones come in
         finally:
             self._release()
@@ -262,7 +286,7 @@ class Batcher:
         start = time.perf_counter()
         self._idle = False
         try:
-            if self._executor is None:
+            if sum([waiting.weight for waiting in batch]) <= self._inline:
                 results = self._work(batch)
             else:
                 results = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
@@ -301,7 +325,16 @@ class Batcher:
                 waiting.answer.set_exception(error)
 
 
-def _not_cancelled(result: Timed | BaseException) -> Timed | Exception:
-    if isinstance(result, Timed | Exception):
-        return result
-    raise result
+async def _each(items: Sequence[Any]) -> AsyncGenerator[Any]:
+    for item in items:
+        yield item
+
+
+def _futures(answers: Sequence["asyncio.Future[Timed] | Exception"]) -> list["asyncio.Future[Timed]"]:
+    return [answer for answer in answers if not isinstance(answer, Exception)]
+
+
+def _outcome(answer: "asyncio.Future[Timed]") -> Timed | Exception:
+    """Raises CancelledError where it was cancelled."""
+    error = answer.exception()
+    return answer.result() if error is None else error if isinstance(error, Exception) else InferenceFailed("ended")

@@ -1,16 +1,11 @@
-"""From the bytes of a body to checked fields: content type, JSON and multipart rules, before any meaning."""
+"""From the bytes of a body to checked fields: content type and JSON rules, before any meaning."""
 
 import json
 import re
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from models.image import sniff_format
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, UnsupportedMedia
@@ -25,22 +20,6 @@ _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _CHUNK = 1 << 16
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _IMAGE_TYPES = {"image/jpeg": "JPEG", "image/jpg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}
-
-
-@dataclass(frozen=True)
-class FormFile:
-    """One uploaded file of a multipart body."""
-
-    name: str | None
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Form:
-    """A multipart body: its files in order, its text fields with all their values."""
-
-    files: list[FormFile]
-    fields: dict[str, list[str]]
 
 
 def media_type(content_type: str, body: bytes) -> str:
@@ -139,48 +118,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise MalformedRequest(f"{name} is not JSON; a number is finite")
-
-
-async def parse_multipart(content_type: str, body: bytes, most_files: int) -> Form:
-    """A multipart/form-data body.
-
-    Raises:
-        MalformedRequest: it cannot be parsed.
-        BodyTooLarge: more files than `most_files`.
-    """
-    try:
-        form = await _WholeForm(Headers({"content-type": content_type}), body, most_files).parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many"):
-            raise BodyTooLarge(f"more than {most_files} parts in one request") from None
-        raise MalformedRequest("the multipart body cannot be parsed") from None
-    except (MultipartParseError, KeyError, UnicodeDecodeError, ValueError):
-        raise MalformedRequest("the multipart body cannot be parsed") from None
-    parsed = Form([], {})
-    for key, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            parsed.files.append(FormFile(value.filename, await value.read()))
-        else:
-            parsed.fields.setdefault(key, []).append(value)
-    await form.close()
-    return parsed
-
-
-class _WholeForm(MultiPartParser):
-    """A body that is there already. Unlike its parent this refuses one that ends before the closing boundary."""
-
-    def __init__(self, headers: Headers, body: bytes, most: int) -> None:
-        super().__init__(headers, self._once(body), max_files=most, max_fields=most, max_part_size=len(body))
-        self.spool_max_size = len(body) + 1  # a read-only container has no disk to spill to
-        self._ended = False
-
-    def on_end(self) -> None:
-        self._ended = True
-
-    async def _once(self, body: bytes) -> AsyncGenerator[bytes, None]:
-        yield body
-        if not self._ended:
-            raise MultiPartException("cut off")
 
 
 def validate(model: type[Model], document: Any) -> Model:

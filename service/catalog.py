@@ -12,7 +12,7 @@ from models.bundle import CARD_FILE, GRAPH_FILE, read_bundle, version_key
 from models.card import relative_name
 from models.errors import BundleError
 from service.detector import DetectorEngine
-from service.engine import Engine, warm_up
+from service.engine import Engine, is_quick, warm_up
 from service.errors import Conflict, NotFound, NotReady
 from service.metrics import Metrics
 from service.runtime import CPU, Device, Runtime
@@ -213,11 +213,11 @@ def prepare(path: Path, settings: Settings) -> Build:
         return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
-        runtime = Runtime(file.read_bytes(), settings.device, settings.threads or usable_cores())
+        runtime, quick = open_graph(file.read_bytes(), settings.device, settings.threads)
     except OSError as error:
         raise BundleError(f"{relative_name(file)}: {(error.strerror or 'cannot be read').lower()}") from None
     name, version = (path.parent.name, path.name) if path.is_dir() else (path.stem, "1")
-    return lambda settings, metrics: serve_graph(name, version, runtime, settings, metrics)
+    return lambda settings, metrics: serve_graph(name, version, runtime, quick, settings, metrics)
 
 
 def open_engine(folder: Path, device: Device, threads: int) -> Engine | DetectorEngine:
@@ -241,6 +241,21 @@ def open_engine(folder: Path, device: Device, threads: int) -> Engine | Detector
         if engine.quick or engine.device.provider != CPU or usable_cores() == 1:
             return engine
     return Engine(bundle, device, threads or usable_cores())
+
+
+def open_graph(graph: bytes, device: Device, threads: int) -> tuple[Runtime, bool]:
+    """A graph without a card in a session, and whether it is quick; threads as in `open_engine`.
+
+    Raises:
+        BundleError: it must not be used.
+        DeviceUnavailable: cuda was asked for and is not to be had.
+    """
+    if threads in (0, 1):
+        runtime = Runtime(graph, device, 1)
+        quick = is_quick(runtime)
+        if quick or threads == 1 or runtime.device.provider != CPU or usable_cores() == 1:
+            return runtime, quick
+    return Runtime(graph, device, threads or usable_cores()), False
 
 
 def find_models(root: Path) -> dict[str, dict[str, Path]]:

@@ -99,13 +99,30 @@ def warm_up(engine: BundleEngine, most: int) -> int:
     return best
 
 
+def is_quick(runtime: Runtime) -> bool:
+    """Whether a graph without a card, on one thread of the CPU, takes a row sooner than a hop between threads pays."""
+    row = runtime.blank_row()
+    if row is None or runtime.device.provider != CPU:
+        return False
+    names = [spec.name for spec in runtime.outputs]
+    try:
+        return best_seconds(lambda: runtime.run(row, names)) < QUICK
+    except InferenceFailed:
+        return False  # it does not take zeros
+
+
 def time_blank(card: ModelCard, run: Callable[[NDArray[np.uint8]], object], size: int) -> float:
     """Seconds of a blank batch; the best of three runs."""
     images = np.zeros((size, card.input.height, card.input.width, 3), np.uint8)
+    return best_seconds(lambda: run(images))
+
+
+def best_seconds(run: Callable[[], object]) -> float:
+    """The shortest of three runs."""
     taken = []
     for _ in range(3):
         start = time.perf_counter()
-        run(images)
+        run()
         taken.append(time.perf_counter() - start)
     return min(taken)
 

@@ -46,7 +46,7 @@ class Call:
         receive: of ASGI.
     """
 
-    __slots__ = ("_headers", "_leaving", "_receive", "method", "path", "scope", "stages")
+    __slots__ = ("_cycle", "_leaving", "_receive", "headers", "method", "path", "scope", "stages")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
@@ -54,21 +54,21 @@ class Call:
         self.path: str = scope["path"]
         self._receive = receive
         self.stages: list[Stage] = []
-        self._headers: dict[bytes, bytes] | None = None
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        # uvicorn's own view of the request, where it is uvicorn that runs us.
+        self._cycle: Any = getattr(receive, "__self__", None)
         self._leaving: asyncio.Future[Message] | None = None
 
     def header(self, name: bytes) -> str:
         """A header's value, the last where it is repeated; "" where it is absent."""
-        if self._headers is None:
-            self._headers = dict(self.scope["headers"])
-        return self._headers.get(name, b"").decode("latin-1")
+        return self.headers.get(name, b"").decode("latin-1")
 
     @property
     def gone(self) -> bool:
         """Whether the client has left, as far as the server tells without being asked to wait (uvicorn does)."""
         if self._leaving is not None and self._leaving.done():
             return True
-        return getattr(getattr(self._receive, "__self__", None), "disconnected", False)
+        return getattr(self._cycle, "disconnected", False)
 
     def close(self) -> None:
         """Ends the watch for the client's leaving; the answer is there."""
@@ -108,47 +108,35 @@ class Call:
         announced = self.header(b"content-length")
         if announced.isdecimal() and len(announced) < 20 and int(announced) > most:
             raise BodyTooLarge(f"the body has more than {most} bytes")
-        message = await self._next(timeout)
-        data: bytes = message.get("body", b"")
-        if message.get("more_body", False):
-            data = await self._rest(data, most, timeout)
-        elif len(data) > most:
-            raise BodyTooLarge(f"the body has more than {most} bytes")
+        data = await self._arrived(most, timeout)
         if len(data) >= _PAUSED_FROM:
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())
         return _gunzip(data, most) if encoding == "gzip" else data
 
-    async def _next(self, timeout: float) -> dict[str, Any]:
+    async def _arrived(self, most: int, timeout: float) -> bytes:
         # Only a body that is not there yet needs a clock.
-        waiting = self._receive()
+        if not getattr(self._cycle, "more_body", True):
+            return await self._received(most)
         try:
             async with asyncio.timeout(timeout):
-                message = await waiting
+                return await self._received(most)
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        return dict(message)
 
-    async def _rest(self, first: bytes, most: int, timeout: float) -> bytes:
-        body = bytearray(first)
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    if len(body) > most:
-                        raise BodyTooLarge(f"the body has more than {most} bytes")
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    body += message.get("body", b"")
-                    if not message.get("more_body", False):
-                        break
-        except TimeoutError:
-            raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
-        if len(body) > most:
-            raise BodyTooLarge(f"the body has more than {most} bytes")
-        return bytes(body)
+    async def _received(self, most: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise BodyTooLarge(f"the body has more than {most} bytes")
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

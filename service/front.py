@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -59,16 +59,16 @@ class Front:
             await self._inner(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = _given_id(scope) or f"{self._prefix}-{next(self._numbers):08x}"
+        call = Call(scope, receive)
+        request_id = _given_id(call.headers) or f"{self._prefix}-{next(self._numbers):08x}"
         scope.setdefault("state", {})["request_id"] = request_id
         path: str = scope["path"]
         handler = HOT.get((scope["method"], path))
         if handler is None and (path == "/v2" or path.startswith("/v2/")):
             handler = oip.answer
-        call = Call(scope, receive)
         if handler is None:
             scope["app"] = self._app
-            status = await self._pass_on(scope, receive, send, request_id)
+            status = await self._pass_on(call, receive, send, request_id)
         else:
             status = await self._handle(handler, call, send, request_id)
         self._count(call, status, start, request_id)
@@ -76,7 +76,7 @@ class Front:
     async def _handle(self, handler: Handler, call: Call, send: Send, request_id: str) -> int:
         """Runs a hot route and sends its answer; the status."""
         try:
-            _check_headers(call.scope)
+            _check_headers(call)
             reply = await handler(self._state, call)
         except ClientDisconnect:
             self._state.metrics.cancelled.inc()
@@ -91,7 +91,7 @@ class Front:
         await _send(send, await _packed(reply, call), request_id)
         return reply.status
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+    async def _pass_on(self, call: Call, receive: Receive, send: Send, request_id: str) -> int:
         """Lets the app answer; the status."""
         status = 0
 
@@ -103,14 +103,14 @@ class Front:
             await send(message)
 
         try:
-            _check_headers(scope)
-            await self._inner(scope, receive, marked)
+            _check_headers(call)
+            await self._inner(call.scope, receive, marked)
         except ClientDisconnect:
             return status or _CLIENT_LEFT
         except Exception as error:
             if status:
                 raise
-            reply = self._failure(error, Call(scope, receive), request_id)
+            reply = self._failure(error, call, request_id)
             await _send(send, reply, request_id)
             return reply.status
         return status
@@ -136,23 +136,20 @@ class Front:
             access.info("%s %s %s %.1f ms %s", scope["method"], name, status, took * 1e3, request_id)
 
 
-def _check_headers(scope: Scope) -> None:
-    headers = scope["headers"]
-    if len(headers) > _MOST_HEADERS or sum([len(name) + len(value) for name, value in headers]) > _MOST_HEADER_BYTES:
+def _check_headers(call: Call) -> None:
+    headers = call.scope["headers"]
+    if len(headers) > _MOST_HEADERS or sum(map(len, itertools.chain.from_iterable(headers))) > _MOST_HEADER_BYTES:
         raise HeadersTooLarge(f"at most {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES} bytes in all")
-    if scope.get("http_version") == "1.1" and not any(name == b"host" for name, _ in headers):
+    if b"host" not in call.headers and call.scope.get("http_version") == "1.1":
         raise BadHeaders("the Host header is missing")
 
 
-def _given_id(scope: Scope) -> str | None:
+def _given_id(headers: Mapping[bytes, bytes]) -> str | None:
     """The caller's own name for the request: its X-Request-Id, or the trace it belongs to (W3C Trace Context)."""
-    trace = None
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
-            return str(value.decode("ascii"))
-        if name == b"traceparent":
-            trace = trace_of(value)
-    return trace
+    name = headers.get(b"x-request-id")
+    if name is not None and _SAFE_ID.fullmatch(name):
+        return name.decode("ascii")
+    return trace_of(headers[b"traceparent"]) if b"traceparent" in headers else None
 
 
 async def _packed(reply: Reply, call: Call) -> Reply:

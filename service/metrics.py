@@ -2,37 +2,44 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from models.task import Floats
-from service.drift import LabelLosses
+from service.samples import Histograms, Tallies
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+_LOSSES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class Metrics:
-    """Everything that /metrics says."""
+    """Everything that /metrics says. What each request touches are tallies and samples, the rest the client's own."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter("focalserve_requests", "Requests answered.", ["route", "code"], registry=registry)
-        self.latency = Histogram(
-            "focalserve_request_seconds", "From request to answer.", ["route"], registry=registry, buckets=_SECONDS
-        )
-        self.stages = Histogram(
+        self.requests = Tallies("focalserve_requests", "Requests answered.", ["route", "code"])
+        self.latency = Histograms("focalserve_request_seconds", "From request to answer.", ["route"], _SECONDS)
+        self.stages = Histograms(
             "focalserve_stage_seconds",
             "Where the time goes: decode and queue of an image, infer of a batch, encode of an answer.",
             ["model", "stage"],
-            registry=registry,
-            buckets=_SECONDS,
+            _SECONDS,
         )
-        self.batch_size = Histogram(
-            "focalserve_batch_size_images", "Images in one run.", ["model"], registry=registry, buckets=_SIZES
+        self.batch_size = Histograms("focalserve_batch_size_images", "Images in one run.", ["model"], _SIZES)
+        self.predictions = Tallies("focalserve_predictions", "Images answered, by predicted class.", ["model", "label"])
+        self.label_loss = Histograms(
+            "focalserve_label_loss",
+            "Focal loss of given labels, as the model's card computes it: drift shows in it.",
+            ["model", "version", "label"],
+            _LOSSES,
         )
+        for collector in (
+            self.requests, self.latency, self.stages, self.batch_size, self.predictions, self.label_loss
+        ):  # fmt: skip
+            registry.register(collector)
         self.rejected = Counter("focalserve_rejected_requests", "Requests refused.", ["reason"], registry=registry)
         self.cancelled = Counter(
             "focalserve_cancelled_requests", "Clients that left before the answer.", registry=registry
@@ -40,13 +47,7 @@ class Metrics:
         self.dropped = Counter(
             "focalserve_dropped_images", "Images not run, or run for nobody.", ["model"], registry=registry
         )
-        self.predictions = Counter(
-            "focalserve_predictions", "Images answered, by predicted class.", ["model", "label"], registry=registry
-        )
         self.queue_depth = Gauge("focalserve_queue_images", "Images that wait.", ["model"], registry=registry)
-        self.label_loss = LabelLosses()
-        registry.register(self.label_loss)
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.info = Gauge(
             "focalserve_model_info", "1 for each model served.", ["model", "version", "provider"], registry=registry
         )
@@ -58,12 +59,8 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
-        key = (route, status)
-        known = self._answered.get(key)
-        if known is None:
-            known = self._answered[key] = (self.requests.labels(route, str(status)), self.latency.labels(route))
-        known[0].inc()
-        known[1].observe(seconds)
+        self.requests.count(route, str(status))
+        self.latency.series(route).observe(seconds)
 
     def observer(self, model: str, version: str) -> "ModelObserver":
         """What one model's batcher and sessions report to."""
@@ -74,16 +71,14 @@ class ModelObserver:
     """Takes what one model does into the metrics, and keeps the sums that its statistics show."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
-        self._size = metrics.batch_size.labels(model)
-        self._decode = metrics.stages.labels(model, "decode")
-        self._queue = metrics.stages.labels(model, "queue")
-        self._infer = metrics.stages.labels(model, "infer")
-        self._encode = metrics.stages.labels(model, "encode")
+        self._size = metrics.batch_size.series(model)
+        self._decode, self._queue, self._infer, self._encode = (
+            metrics.stages.series(model, stage) for stage in ("decode", "queue", "infer", "encode")
+        )
         self._dropped = metrics.dropped.labels(model)
         self._depth = metrics.queue_depth.labels(model)
         self._metrics = metrics
         self._labels = (model, version)
-        self._predicted: dict[str, Counter] = {}
         self.statistics = Statistics()
 
     def watch(self, depth: Callable[[], int]) -> None:
@@ -115,14 +110,11 @@ class ModelObserver:
 
     def predicted(self, label: str) -> None:
         """An image was answered with that class."""
-        counter = self._predicted.get(label)
-        if counter is None:
-            counter = self._predicted[label] = self._metrics.predictions.labels(self._labels[0], label)
-        counter.inc()
+        self._metrics.predictions.count(self._labels[0], label)
 
     def labelled(self, label: str, losses: Floats) -> None:
         """Items given that label had these focal losses (N,)."""
-        self._metrics.label_loss.observe((*self._labels, label), losses)
+        self._metrics.label_loss.series(*self._labels, label).add(losses)
 
 
 class Statistics:

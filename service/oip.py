@@ -170,9 +170,7 @@ async def _run_tensors(state: ServiceState, served: Served, call: Call, request:
     specs = served.runtime.inputs
     check_inputs(request.inputs, specs)
     arrays = tuple(
-        as_text(request.inputs[spec.name])
-        if spec.datatype == "BYTES"
-        else np.require(request.inputs[spec.name], requirements="A")  # after JSON of any length they lie anywhere
+        as_text(request.inputs[spec.name]) if spec.datatype == "BYTES" else _aligned(request.inputs[spec.name])
         for spec in specs
     )
     rows = 1
@@ -185,6 +183,11 @@ async def _run_tensors(state: ServiceState, served: Served, call: Call, request:
     timed = await served.batcher.submit(Block(arrays, rows), lambda: call.gone)
     named = zip((spec.name for spec in served.runtime.outputs), timed.result, strict=True)
     return dict(named), {}, [timed]
+
+
+def _aligned(tensor: NDArray[Any]) -> NDArray[Any]:
+    """After JSON of any length the binary tensors lie anywhere."""
+    return tensor if tensor.flags.aligned else tensor.copy()
 
 
 def _check_count(count: int, state: ServiceState) -> None:

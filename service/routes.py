@@ -11,24 +11,24 @@ from models.card import ModelCard
 from models.errors import InvalidInput
 from service.batcher import Timed
 from service.bodies import (
-    FormFile,
     check_json_size,
     check_lengths,
     media_type,
     parse_json,
-    parse_multipart,
     validate,
     validate_strings,
 )
 from service.box_answers import detect_items
 from service.box_routes import box_loss, wish_of
+from service.decoding import Encoded
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest
 from service.exchange import Call, Reply
+from service.forms import Form, FormFile, parse_form
 from service.predictions import predict_items
 from service.schemas import LossInput, LossOptions, LossRequest, PredictOptions, PredictRequest
 from service.scoring import Given, score_labels
 from service.served import Served
-from service.state import Encoded, ServiceState
+from service.state import ServiceState
 from service.timing import tell
 
 Asked = TypeVar("Asked", PredictRequest, LossRequest)
@@ -67,7 +67,7 @@ async def loss(state: ServiceState, call: Call) -> Reply:
         return await _answer_loss(state, call, served, card, asked.items(), asked, start)
     query: dict[str, Any] = call.query()
     if kind == "multipart":
-        form = await parse_multipart(call.header(b"content-type"), body, state.settings.max_images)
+        form = await _form(state, call, body)
         labels = form.fields.pop("label", [])
         files, options = form.files, validate_strings(LossOptions, _single(form.fields) | query)
     else:
@@ -94,7 +94,7 @@ async def _read_predict(
     if kind == "json":
         asked = await _document(state, call, body, PredictRequest)
         return [one.image for one in asked.inputs], [one.id for one in asked.inputs], asked
-    form = await parse_multipart(call.header(b"content-type"), body, state.settings.max_images)
+    form = await _form(state, call, body)
     options = validate_strings(PredictOptions, _single(form.fields) | call.query())
     return [file.data for file in form.files], [file.name for file in form.files], options
 
@@ -167,6 +167,12 @@ async def _document(state: ServiceState, call: Call, body: bytes, model: type[As
         return validate(model, document)
 
     return read() if len(body) < _LONG_BODY else await asyncio.to_thread(read)
+
+
+async def _form(state: ServiceState, call: Call, body: bytes) -> Form:
+    """The parts of a form; a long one in a thread, so that probes are answered meanwhile."""
+    arguments = call.header(b"content-type"), body, state.settings.max_images
+    return parse_form(*arguments) if len(body) < _LONG_BODY else await asyncio.to_thread(parse_form, *arguments)
 
 
 def _single(fields: dict[str, list[str]]) -> dict[str, Any]:

@@ -96,6 +96,16 @@ class Runtime:
     def _nodes(self) -> list[Any]:
         return [*self._session.get_inputs(), *self._session.get_outputs()]
 
+    def blank_row(self) -> dict[str, NDArray[Any]] | None:
+        """Zeros for one row; None where an input is text, or has a side that varies besides the first."""
+        if any(spec.datatype == "BYTES" or -1 in spec.shape[1:] for spec in self.inputs):
+            return None
+        kinds = dict(DATATYPES.values())
+        return {
+            spec.name: np.zeros([1 if side == -1 else side for side in spec.shape], kinds[spec.datatype])
+            for spec in self.inputs
+        }
+
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """The named outputs for the named inputs.
 

@@ -5,16 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.card import ModelCard
-from models.errors import InvalidInput
 from models.fit import Fitted, Pixels
-from models.image import ImageLimits, load_input
 from service.batcher import Batcher
+from service.decoding import Decoded
 from service.detector import DetectorEngine, Found, Raw, Wish
 from service.engine import Engine
 from service.metrics import Metrics, ModelObserver
@@ -40,21 +39,8 @@ class Block:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A picture that was decoded before it was queued.
-
-    Attributes:
-        fitted: the input, as the card wants it.
-        seconds: that decoding took.
-    """
-
-    fitted: Fitted
-    seconds: float
-
-
-Picture = bytes | Decoded | Pixels
-"""What a classifier's batcher takes: an encoded picture, or one that was decoded, here or by the client."""
+Picture = Decoded | Pixels
+"""What a classifier's batcher takes: a picture that was decoded, here or by the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +48,7 @@ class Look:
     """What a detector's batcher takes.
 
     Attributes:
-        picture: encoded or decoded.
+        picture: decoded.
         wish: what is wanted of it.
     """
 
@@ -73,8 +59,7 @@ class Look:
 Item = Picture | Look | Block
 
 
-@dataclass(frozen=True, slots=True)
-class Row(Generic[Answer]):
+class Row(NamedTuple, Generic[Answer]):
     """What a bundle's batch says of one picture.
 
     Attributes:
@@ -98,7 +83,7 @@ class Served:
         runtime: its session.
         card: None for a graph that was not exported here.
         batcher: takes a `Picture` (a classifier) or a `Look` (a detector) and answers a `Row`, or takes a `Block`.
-        executor: the batcher's one thread; None for a net so quick that it runs in the event loop.
+        executor: the batcher's one thread.
         observer: its metrics.
     """
 
@@ -107,7 +92,7 @@ class Served:
     runtime: Runtime
     card: ModelCard | None
     batcher: Batcher
-    executor: ThreadPoolExecutor | None
+    executor: ThreadPoolExecutor
     observer: ModelObserver
 
     @property
@@ -117,30 +102,26 @@ class Served:
 
     def shutdown(self, wait: bool) -> None:
         """Ends the batcher's thread."""
-        if self.executor is not None:
-            self.executor.shutdown(wait=wait)
+        self.executor.shutdown(wait=wait)
 
 
 def serve_bundle(engine: Engine | DetectorEngine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
     """A bundle's model in batches of at most `max_batch` images; needs a running event loop."""
     card = engine.card
-    executor = None if engine.quick else ThreadPoolExecutor(1, thread_name_prefix=f"infer-{card.name}")
-    max_batch = min(max_batch, INLINE_BATCH) if engine.quick else max_batch
     observer = metrics.observer(card.name, card.version)
-    limits = settings.image_limits
 
     def classify(engine: Engine, items: list[Picture]) -> Sequence[Row[RowAnswer] | Exception]:
-        return _run_pictures(items, card, limits, observer, lambda good: answer_rows(card, engine.run(_stack(good))))
+        return _run_pictures(items, observer, lambda fitted: answer_rows(card, engine.run(_stack(fitted))))
 
     def detect(engine: DetectorEngine, items: list[Look]) -> Sequence[Row[Raw | Found] | Exception]:
         pictures = [item.picture for item in items]
-        return _run_pictures(pictures, card, limits, observer, lambda good: engine.run(good, items[0].wish))
+        return _run_pictures(pictures, observer, lambda fitted: engine.run(fitted, items[0].wish))
 
     run = partial(detect, engine) if isinstance(engine, DetectorEngine) else partial(classify, engine)
-    return _start(card.name, card.version, engine.runtime, card, run, max_batch, executor, settings, observer)
+    return _start(card.name, card.version, engine.runtime, card, run, max_batch, engine.quick, settings, observer)
 
 
-def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, metrics: Metrics) -> Served:
+def serve_graph(name: str, version: str, runtime: Runtime, quick: bool, settings: Settings, metrics: Metrics) -> Served:
     """A graph without a card, its batcher running; needs a running event loop."""
     observer = metrics.observer(name, version)
     max_batch = settings.max_batch if runtime.batchable else 1
@@ -151,8 +132,7 @@ def serve_graph(name: str, version: str, runtime: Runtime, settings: Settings, m
         observer.inferred(perf_counter() - start)
         return found
 
-    executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
-    return _start(name, version, runtime, None, run, max_batch, executor, settings, observer)
+    return _start(name, version, runtime, None, run, max_batch, quick, settings, observer)
 
 
 def _start(
@@ -162,14 +142,16 @@ def _start(
     card: ModelCard | None,
     run: Any,
     max_batch: int,
-    executor: ThreadPoolExecutor | None,
+    quick: bool,
     settings: Settings,
     observer: ModelObserver,
 ) -> Served:
+    executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
     batcher = Batcher(
         run,
         executor,
-        max_batch=max_batch,
+        inline=INLINE_BATCH if quick else 0,
+        max_batch=min(max_batch, INLINE_BATCH) if quick else max_batch,
         max_wait=settings.max_wait_ms / 1e3,
         capacity=settings.queue_size,
         observer=observer,
@@ -192,51 +174,26 @@ def _kind(item: Item) -> Any:
 
 
 def _run_pictures(
-    items: Sequence[Picture],
-    card: ModelCard,
-    limits: ImageLimits,
-    observer: ModelObserver,
-    infer: Callable[[list[Fitted]], Sequence[Answer | Exception]],
+    items: Sequence[Picture], observer: ModelObserver, infer: Callable[[list[Fitted]], Sequence[Answer | Exception]]
 ) -> Sequence[Row[Answer] | Exception]:
-    """Pictures, decoded or encoded, to a row or an error each."""
-    decoded = [_decode(item, card, limits) for item in items]
-    for item, one in zip(items, decoded, strict=True):
-        if not (isinstance(one, Exception) or isinstance(item, np.ndarray)):
-            observer.decoded(one.seconds)
-    good = [one for one in decoded if not isinstance(one, Exception)]
-    if not good:
-        return [one for one in decoded if isinstance(one, Exception)]
+    """Pictures to a row or an error each."""
+    decoded = [_as_they_are(item) if isinstance(item, np.ndarray) else item for item in items]
     start = perf_counter()
-    answers = infer([one.fitted for one in good])
+    answers = infer([one.fitted for one in decoded])
     inferred = perf_counter() - start
     observer.inferred(inferred)
-    rows = iter(
+    return [
         answer if isinstance(answer, Exception) else Row(answer, one.seconds, inferred)
-        for answer, one in zip(answers, good, strict=True)
-    )
-    return [one if isinstance(one, Exception) else next(rows) for one in decoded]
+        for answer, one in zip(answers, decoded, strict=True)
+    ]
 
 
 def _stack(pictures: Sequence[Fitted]) -> Pixels:
-    return np.stack([one.pixels for one in pictures])
+    return pictures[0].pixels[None] if len(pictures) == 1 else np.stack([one.pixels for one in pictures])
 
 
-def _decode(item: Picture, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
-    if isinstance(item, Decoded):
-        return item
-    if isinstance(item, np.ndarray):
-        return Decoded(Fitted(item, (1.0, 1.0), (0.0, 0.0), (item.shape[1], item.shape[0])), 0.0)
-    return decode_picture(item, card, limits)
-
-
-def decode_picture(data: bytes, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
-    """An encoded picture as the card wants it, or what is wrong with it."""
-    start = perf_counter()
-    try:
-        fitted = load_input(data, card.input, limits)
-    except InvalidInput as error:
-        return error
-    return Decoded(fitted, perf_counter() - start)
+def _as_they_are(pixels: Pixels) -> Decoded:
+    return Decoded(Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (pixels.shape[1], pixels.shape[0])), 0.0)
 
 
 def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:

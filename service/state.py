@@ -4,29 +4,26 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from time import perf_counter
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
-from models.image import is_small
 from service.audit_store import AuditStore
 from service.audits import Audits
 from service.batcher import Timed
 from service.catalog import Catalog
+from service.decoding import Decoded, Decoder, Encoded
 from service.detector import Wish
 from service.errors import InvalidRequest, NotReady
 from service.exchange import Call
 from service.metrics import Metrics
-from service.schemas import decode_base64
-from service.served import Decoded, Look, Served, decode_picture
+from service.served import Look, Served
 from service.settings import Settings, usable_cores
 from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
-Encoded = bytes | str
-"""An image as it came: bytes, or base64 text."""
 _WITHOUT_HURRY = 8
 """Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
 
@@ -50,7 +47,7 @@ class ServiceState:
         self.audits = Audits(store, self)
         self.draining = False
         self._on_refused = on_refused
-        self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
+        self._decoder = Decoder(settings.decode_threads or usable_cores(), settings.image_limits)
         self._why_not: FocalserveError | None = NotReady("the models are being loaded")
         self._loading: asyncio.Task[None] | None = None
 
@@ -66,7 +63,7 @@ class ServiceState:
             await asyncio.gather(self._loading, return_exceptions=True)
         await self.audits.stop()
         await self.catalog.close()
-        self._decoders.shutdown(wait=True)
+        self._decoder.close()
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
 
@@ -132,14 +129,12 @@ class ServiceState:
         batcher.holders += 1
         try:
             if len(images) == 1:
-                item = await self._prepare(images[0], card)
+                item = await self._decoder.one(images[0], card, served.observer)
                 if isinstance(item, Exception):
                     return [item]
                 return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
-            items = await self._prepare_all(images, card)
-            good = [item if wish is None else Look(item, wish) for item in items if not isinstance(item, Exception)]
-            results = iter(await batcher.submit_all(good, lambda: call.gone))
-            return [item if isinstance(item, Exception) else next(results) for item in items]
+            decoded = self._decoder.many(images, card, served.observer)
+            return await batcher.submit_stream(_looks(decoded, wish) if wish else decoded, lambda: call.gone)
         finally:
             batcher.holders -= 1
 
@@ -155,7 +150,7 @@ class ServiceState:
 
         async def one(image: Encoded) -> Timed | Exception:
             async with places:
-                item = await self._prepare(image, card)
+                item = await self._decoder.one(image, card, served.observer)
                 return item if isinstance(item, Exception) else await _failed(served.batcher.submit_later(item, gone))
 
         served.batcher.holders += 1
@@ -166,26 +161,6 @@ class ServiceState:
             for task in tasks:
                 task.cancel()
             served.batcher.holders -= 1
-
-    async def _prepare(self, image: Encoded, card: ModelCard) -> bytes | Decoded | Exception:
-        """What the batcher takes: a small picture as it is, a large one decoded in a thread."""
-        try:
-            data = decode_base64(image) if isinstance(image, str) else image
-        except InvalidInput as error:
-            return error
-        if is_small(data):
-            return data
-        return await asyncio.get_running_loop().run_in_executor(
-            self._decoders, decode_picture, data, card, self.settings.image_limits
-        )
-
-    async def _prepare_all(self, images: Sequence[Encoded], card: ModelCard) -> list[bytes | Decoded | Exception]:
-        tasks = [asyncio.ensure_future(self._prepare(image, card)) for image in images]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
 
     async def _load(self, on_ready: Callable[[], None]) -> None:
         start = perf_counter()
@@ -221,6 +196,12 @@ class ServiceState:
         except FocalserveError:
             return 0.0
         return 1.0
+
+
+async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:
+    async with aclosing(items):
+        async for item in items:
+            yield item if isinstance(item, Exception) else Look(item, wish)
 
 
 async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:

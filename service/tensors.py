@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest
 from service.runtime import DATATYPES
 
-NUMPY: dict[str, type[Any]] = dict(DATATYPES.values())
+NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in DATATYPES.values()}
+_NAMES = {kind: name for name, kind in NUMPY.items()}
 _JSON_KINDS: dict[str, set[type[Any]]] = {
     **{f"{sign}INT{bits}": {int} for sign in ("", "U") for bits in (8, 16, 32, 64)},
     "BOOL": {bool},
@@ -92,7 +93,7 @@ def from_binary(head: WireTensor, data: memoryview) -> NDArray[Any]:
     """
     if head.datatype == "BYTES":
         return _read_bytes(head, data)
-    kind = np.dtype(NUMPY[head.datatype])
+    kind = NUMPY[head.datatype]
     if len(data) != head.count * kind.itemsize:
         raise InvalidRequest(
             f"{head.name}: {head.datatype} of that shape has {head.count * kind.itemsize} bytes, {len(data)} were sent"
@@ -119,10 +120,10 @@ def to_binary(array: NDArray[Any]) -> bytes:
 
 def datatype_of(array: NDArray[Any]) -> str:
     """The protocol's name of an array's type."""
-    for name, kind in NUMPY.items():
-        if array.dtype == np.dtype(kind):
-            return name
-    raise InvalidRequest("an output has a type that the protocol does not know")
+    name = _NAMES.get(array.dtype)
+    if name is None:
+        raise InvalidRequest("an output has a type that the protocol does not know")
+    return name
 
 
 def as_text(array: NDArray[Any]) -> NDArray[Any]:

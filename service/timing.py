@@ -24,15 +24,15 @@ def tell(call: Call, reply: Reply, start: float, encoding: float, timed: Sequenc
     seen.encoded(now - encoding)
     durations: list[tuple[bytes, float]] = []
     if timed:
-        slowest = max(timed, key=lambda one: one.queued)
+        slowest = timed[0] if len(timed) == 1 else max(timed, key=lambda one: one.queued)
         call.stages.append(("queue", slowest.began - slowest.queued, slowest.began))
         call.stages.append(("infer", slowest.began, slowest.began + slowest.ran))
         rows = [one.result for one in timed if isinstance(one.result, Row)]
         if rows:
-            durations.append((b"decode", max(row.decoded for row in rows)))
+            durations.append((b"decode", max([row.decoded for row in rows])))
         durations.append((b"queue", slowest.queued))
-        durations.append((b"infer", max(row.inferred for row in rows) if rows else max(one.ran for one in timed)))
+        durations.append((b"infer", max([row.inferred for row in rows] or [one.ran for one in timed])))
     call.stages.append(("encode", encoding, now))
     durations += [(b"encode", now - encoding), (b"total", now - start)]
-    reply.headers.append((b"server-timing", b", ".join(b"%s;dur=%.3f" % (name, s * 1e3) for name, s in durations)))
+    reply.headers.append((b"server-timing", b", ".join([b"%s;dur=%.3f" % (name, s * 1e3) for name, s in durations])))
     return reply

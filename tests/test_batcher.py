@@ -96,7 +96,7 @@ async def test_every_caller_gets_its_own_row_back_among_thousands_at_random_time
     assert seen.drops == 0
 
 
-async def test_without_a_thread_batches_run_in_the_loop_and_others_come_in_between() -> None:
+async def test_little_batches_run_in_the_loop_and_others_come_in_between() -> None:
     seen, threads = Seen(), set[int]()
 
     def run(rows: Rows) -> Rows:
@@ -105,7 +105,8 @@ async def test_without_a_thread_batches_run_in_the_loop_and_others_come_in_betwe
             raise RuntimeError("bad batch")
         return doubled(rows)
 
-    batcher = Batcher(run, None, max_batch=8, max_wait=0.0, capacity=10_000, observer=seen)
+    executor = ThreadPoolExecutor(1)
+    batcher = Batcher(run, executor, inline=8, max_batch=8, max_wait=0.0, capacity=10_000, observer=seen)
     batcher.start()
     ticks = 0
 
@@ -124,6 +125,31 @@ async def test_without_a_thread_batches_run_in_the_loop_and_others_come_in_betwe
     ticking.cancel()
     await batcher.stop()
     assert threads == {threading.get_ident()} and max(seen.sizes) == 8 and not batcher.alive
+
+
+class Weighed(Seen):
+    """Of items that weigh more than one."""
+
+    def batch(self, size: int, queued_seconds: list[float], run_seconds: float) -> None:
+        self.sizes.append(size)
+
+
+async def test_a_heavy_item_leaves_the_loop_free() -> None:
+    threads: list[int] = []
+
+    def run(rows: Rows) -> Rows:
+        threads.append(threading.get_ident())
+        return doubled(rows)
+
+    with ThreadPoolExecutor(1) as executor:
+        batcher = Batcher(
+            run, executor, inline=8, max_batch=8, max_wait=0.0, capacity=100, observer=Weighed(), weigh=int
+        )  # fmt: skip
+        batcher.start()
+        assert await ask(batcher, 9) == 18
+        assert await ask(batcher, 8) == 16
+        await batcher.stop()
+    assert threads[0] != threading.get_ident() and threads[1] == threading.get_ident()
 
 
 async def test_a_failing_batch_fails_only_its_callers_and_the_loop_goes_on() -> None:

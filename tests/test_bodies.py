@@ -9,7 +9,6 @@ from service.bodies import (
     check_lengths,
     media_type,
     parse_json,
-    parse_multipart,
     validate,
     validate_strings,
 )
@@ -136,54 +135,6 @@ def test_lists_that_are_too_long_are_refused_before_each_item_has_its_error() ->
     check_lengths([1] * 11, 10)
     with pytest.raises(BodyTooLarge, match="labels: 11 in one request; 10 are allowed"):
         check_lengths({"logits": [1], "labels": [1] * 11}, 10)
-
-
-def form_body(*parts: tuple[str, bytes], boundary: str = "X") -> bytes:
-    lines = b"".join(f"--{boundary}\r\n{head}\r\n\r\n".encode() + data + b"\r\n" for head, data in parts)
-    return lines + f"--{boundary}--\r\n".encode()
-
-
-def part(name: str, file: str | None = None) -> str:
-    return f'Content-Disposition: form-data; name="{name}"' + (f'; filename="{file}"' if file is not None else "")
-
-
-FORM = "multipart/form-data; boundary=X"
-
-
-async def test_a_form_keeps_files_in_order_and_every_value_of_a_field() -> None:
-    body = form_body(
-        (part("file", "a.png"), PNG),
-        (part("label"), b"x"),
-        (part("file", "b.png"), b"two\r\n-X"),
-        (part("label"), "é".encode()),
-    )
-    form = await parse_multipart(FORM, body, 10)
-    assert [(file.name, file.data) for file in form.files] == [("a.png", PNG), ("b.png", b"two\r\n-X")]
-    assert form.fields == {"label": ["x", "é"]}
-
-
-async def test_a_form_with_too_many_files_is_refused() -> None:
-    body = form_body(*[(part("file", f"{k}.png"), b"x") for k in range(4)])
-    assert len((await parse_multipart(FORM, body, 4)).files) == 4
-    with pytest.raises(BodyTooLarge):
-        await parse_multipart(FORM, body, 3)
-
-
-@pytest.mark.parametrize(
-    ("headers", "body"),
-    [
-        ("multipart/form-data", b"--X--"),
-        ("multipart/form-data; boundary=", b"--X--"),
-        ("multipart/form-data; boundary=X", b"garbage"),
-        ("multipart/form-data; boundary=X", form_body(("Content-Type: text/plain", b"x"))),
-        ("multipart/form-data; boundary=X", form_body((part("file", "a"), b"x"))[:-8]),
-        ("multipart/form-data; boundary=X", form_body(("bad header", b"x"))),
-    ],
-    ids=["no boundary", "empty boundary", "garbage", "no name", "cut", "bad header"],
-)
-async def test_a_broken_form_is_malformed(headers: str, body: bytes) -> None:
-    with pytest.raises(MalformedRequest):
-        await parse_multipart(headers, body, 10)
 
 
 def test_what_does_not_fit_is_named_but_not_repeated() -> None:

@@ -1,6 +1,7 @@
 """Several models, versions and labels; loaded, exchanged and unloaded while they answer."""
 
 import asyncio
+import itertools
 import json
 import shutil
 from collections.abc import AsyncGenerator
@@ -11,11 +12,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from models.bundle import CARD_FILE
 from models.errors import BundleError
-from service.catalog import Entry, find_models, read_labels
-from tests.foreign import FOREIGN, relu, sequence, write_foreign
+from service.catalog import Entry, find_models, open_graph, read_labels
+from tests.foreign import FOREIGN, graph, relu, sequence, write_foreign
 from tests.serving import SIZE, encoded, pictures, png_of, running, settings_of, write_linear
 from tests.wire import binary, error_of, outputs_of, tensor
 
@@ -272,3 +274,29 @@ async def test_foreign_graphs_of_any_form_answer_in_binary_and_json_and_many_at_
         assert "say which model" in (await http.post("/predict", content=IMAGE)).json()["detail"]
         said = (await http.post("/predict", json={"model": "fp64", "inputs": [{"image": "AAAA"}]})).json()["detail"]
         assert "has no card" in said
+
+
+def heavy() -> bytes:
+    """Softmax of a million numbers, over and over: no machine does that in a millisecond on one thread."""
+    names = ["x", *(f"h{n}" for n in range(12)), "y"]
+    nodes = [helper.make_node("Softmax", [a], [b]) for a, b in itertools.pairwise(names)]
+    shape = ("n", 1_000_000)
+    return graph(nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape)])
+
+
+@pytest.mark.parametrize(
+    ("data", "quick"),
+    [
+        (FOREIGN["pooled"], True),
+        (FOREIGN["several"], True),
+        (FOREIGN["fixed"], True),
+        (FOREIGN["words"], False),
+        (FOREIGN["free"], False),
+        (heavy(), False),
+    ],
+    ids=["pooled", "several", "fixed", "words", "free", "heavy"],
+)
+def test_a_graph_that_is_timed_as_quick_keeps_to_one_thread(data: bytes, quick: bool) -> None:
+    assert open_graph(data, "cpu", 0)[1] is quick
+    assert open_graph(data, "cpu", 1)[1] is quick
+    assert not open_graph(data, "cpu", 2)[1]

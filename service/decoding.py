@@ -1,0 +1,116 @@
+"""Encoded pictures to the graph's input: a small one where it is, large ones and many in threads."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from time import perf_counter
+from typing import NamedTuple
+
+from models.card import ModelCard
+from models.errors import InvalidInput
+from models.fit import Fitted
+from models.image import ImageLimits, load_at_once, load_input
+from service.metrics import ModelObserver
+from service.schemas import decode_base64
+
+Encoded = bytes | str
+"""An image as it came: bytes, or base64 text."""
+_PART_IMAGES, _PART_BYTES = 16, 32 * 1024
+_PARTS_AHEAD = 8
+
+
+class Decoded(NamedTuple):
+    """A picture that was decoded.
+
+    Attributes:
+        fitted: the input, as the card wants it.
+        seconds: that decoding took.
+    """
+
+    fitted: Fitted
+    seconds: float
+
+
+class Decoder:
+    """Decodes pictures for any model; what is wrong with one is its result.
+
+    Args:
+        threads: that decode what is not small.
+        limits: of each picture.
+    """
+
+    def __init__(self, threads: int, limits: ImageLimits) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._limits = limits
+
+    async def one(self, image: Encoded, card: ModelCard, observer: ModelObserver) -> Decoded | Exception:
+        """One picture."""
+        start = perf_counter()
+        try:
+            data = decode_base64(image) if isinstance(image, str) else image
+            fitted = load_at_once(data, card.input, self._limits)
+        except InvalidInput as error:
+            return error
+        if fitted is None:
+            (found,) = await self._decode([data], card)
+        else:
+            found = Decoded(fitted, perf_counter() - start)
+        if isinstance(found, Decoded):
+            observer.decoded(found.seconds)
+        return found
+
+    async def many(
+        self, images: Sequence[Encoded], card: ModelCard, observer: ModelObserver
+    ) -> AsyncGenerator[Decoded | Exception]:
+        """Many pictures in their order, decoded a little ahead of whoever takes them."""
+        parts = _parts(images)
+        pending: deque[asyncio.Future[list[Decoded | Exception]]] = deque()
+        try:
+            while True:
+                pending.extend(self._decode(part, card) for part in islice(parts, _PARTS_AHEAD - len(pending)))
+                if not pending:
+                    return
+                for found in await pending.popleft():
+                    if isinstance(found, Decoded):
+                        observer.decoded(found.seconds)
+                    yield found
+        finally:
+            for part in pending:
+                part.cancel()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=True)
+
+    def _decode(self, images: Sequence[Encoded], card: ModelCard) -> "asyncio.Future[list[Decoded | Exception]]":
+        return asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, images, card, self._limits)
+
+
+def _parts(images: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """Small pictures by the dozen, since handing one to a thread costs as much as decoding it; large ones alone."""
+    part: list[Encoded] = []
+    size = 0
+    for image in images:
+        if part and (size + len(image) > _PART_BYTES or len(part) == _PART_IMAGES):
+            yield part
+            part, size = [], 0
+        part.append(image)
+        size += len(image)
+    if part:
+        yield part
+
+
+def _decode_all(images: Sequence[Encoded], card: ModelCard, limits: ImageLimits) -> list[Decoded | Exception]:
+    return [_decode(image, card, limits) for image in images]
+
+
+def _decode(image: Encoded, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
+    start = perf_counter()
+    try:
+        data = decode_base64(image) if isinstance(image, str) else image
+        fitted = load_input(data, card.input, limits)
+    except InvalidInput as error:
+        return error
+    return Decoded(fitted, perf_counter() - start)
