@@ -46,4 +46,4 @@ def missing_boxes(view: View, boxes: Floats, ignored: NDArray[np.bool_]) -> Miss
     covers = np.concatenate([box_iou(found, boxes[~ignored]), inside], axis=1)
     scores = view.sure[kept] * (1.0 - np.minimum(covers.max(axis=1, initial=0.0), 1.0))
     order = np.argsort(-scores, kind="stable")
-    return MissingBoxes(found[order], view.p[kept[order]].argmax(axis=1), scores[order])
+    return MissingBoxes(found[order], view.top[kept[order]], scores[order])

@@ -79,7 +79,7 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
         spec: with its `confusion` the posterior knows which classes are taken for each other.
     """
     rows, pooled = np.arange(len(labels)), _pool(view, owned)
-    posterior = pooled * swap_matrix(spec, view.p.shape[1])[:, labels].T
+    posterior = pooled * swap_matrix(spec, view.logits.shape[1])[:, labels].T
     posterior /= posterior.sum(axis=1, keepdims=True)
     sure, given = view.sure[owned.anchor], labels[owned.box]
     own, away = largest(sure, owned.box, len(labels)), 1.0 - paired_iou(boxes[owned.box], view.boxes[owned.anchor])
@@ -97,7 +97,7 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
         own=own,
         near=near,
         on=on,
-        given=means(view.p[owned.anchor, given], owned),
+        given=means(view.p_of(owned.anchor, given), owned),
         other=means(_other(view, owned.anchor, given), owned),
         on_given=on_given,
         on_other=on_other,
@@ -124,10 +124,11 @@ def swap_matrix(spec: DetectorSpec, classes: int) -> Floats:
 
 def _pool(view: View, owned: Owned) -> Floats:
     """The class distribution (M, K) summed over each box's own anchors, rows sum to 1."""
-    sums = np.zeros((len(owned), view.p.shape[1]))
+    anchors, place = np.unique(owned.anchor, return_inverse=True)
+    p, sums = view.p_rows(anchors), np.zeros((len(owned), view.logits.shape[1]))
     # Box by box: the pairs of all of them times the classes would be a large array.
-    for k, anchors in enumerate(np.split(owned.anchor, owned.starts[1:-1]) if len(owned) else ()):
-        sums[k] = view.p[anchors].sum(axis=0)
+    for k, rows in enumerate(np.split(place, owned.starts[1:-1]) if len(owned) else ()):
+        sums[k] = p[rows].sum(axis=0)
     sums += _POOL_FLOOR
     return np.asarray(sums / sums.sum(axis=1, keepdims=True))
 
@@ -141,7 +142,7 @@ def _around(view: View, boxes: Floats, labels: Indices) -> tuple[Floats, ...]:
     return (
         largest(np.where(pairs.iou >= _NEAR - TIE, seen, 0.0), pairs.first, count),
         largest(view.sure[anchor], box, count),
-        largest(view.p[anchor, labels[box]], box, count),
+        largest(view.p_of(anchor, labels[box]), box, count),
         largest(_other(view, anchor, labels[box]), box, count),
         largest(pairs.iou * seen, pairs.first, count),
         largest(np.where(seen > SEEN, pairs.iou, 0.0), pairs.first, count),

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from models.boxes import TIE, Floats, Indices, decode_boxes, overlapping_pairs, parts_of
 from models.calibration import log_sigmoid
 from models.card import Alpha, DetectorSpec
+from models.class_logits import ClassLogits
 from models.errors import InvalidInput
-from models.losses import sigmoid_focal
 
 GAMMA = 2.0
 """Of the focal loss by which boxes are compared, whatever the model was trained with."""
@@ -23,10 +23,9 @@ class View:
     """What a detector says of one image at each of its A anchors; K classes.
 
     Attributes:
-        logits: (A, K) float64.
-        p: (A, K), their sigmoid.
+        logits: (A, K).
         top: (A,) int64, the likeliest class.
-        sure: (A,) its p.
+        sure: (A,) its p, the sigmoid of its logit.
         second: (A,) the next largest p; 0 with a single class.
         any: (A,) 1 - product of (1 - p) over the classes: that there is anything.
         deltas: (A, 4) float64.
@@ -34,8 +33,7 @@ class View:
         anchors: (A, 4), input pixels.
     """
 
-    logits: Floats
-    p: Floats
+    logits: ClassLogits
     top: Indices
     sure: Floats
     second: Floats
@@ -43,6 +41,14 @@ class View:
     deltas: Floats
     boxes: Floats
     anchors: Floats
+
+    def p_rows(self, anchors: Indices) -> Floats:
+        """The p (R, K) of all classes at anchors (R,)."""
+        return _sigmoid(np.asarray(self.logits.rows(anchors), np.float64))
+
+    def p_of(self, anchors: Indices, classes: Indices) -> Floats:
+        """The p (R,) of classes (R,) at anchors (R,)."""
+        return _sigmoid(self.logits.of_classes(anchors, classes))
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Owned:
         return len(self.starts) - 1
 
 
-def view_image(cls_logits: NDArray[np.floating], box_deltas: NDArray[np.floating], anchors: Floats) -> View:
+def view_image(cls_logits: ClassLogits, box_deltas: NDArray[np.floating], anchors: Floats) -> View:
     """What a detector says of one image.
 
     Args:
@@ -75,18 +81,23 @@ def view_image(cls_logits: NDArray[np.floating], box_deltas: NDArray[np.floating
     Raises:
         InvalidInput: shapes that do not fit, or a number that is not finite.
     """
-    if cls_logits.ndim != 2 or len(cls_logits) != len(anchors) or box_deltas.shape != anchors.shape:
+    if len(cls_logits.shape) != 2 or cls_logits.shape[0] != len(anchors) or box_deltas.shape != anchors.shape:
         shapes = f"cls_logits {cls_logits.shape} and box_deltas {box_deltas.shape}"
         raise InvalidInput(f"{shapes} are not (A, K) and (A, 4) with the model's {len(anchors)} anchors")
-    if not (np.isfinite(cls_logits).all() and np.isfinite(box_deltas).all()):
+    if not (cls_logits.is_finite and np.isfinite(box_deltas).all()):
         raise InvalidInput("cls_logits and box_deltas must be finite")
-    logits = np.asarray(cls_logits, np.float64)
-    p = np.exp(log_sigmoid(logits))
-    anything = -np.expm1(log_sigmoid(-logits).sum(axis=1))
+    most = cls_logits.summary
     deltas = np.clip(np.asarray(box_deltas, np.float64), -_FURTHEST, _FURTHEST)
-    top = p.argmax(axis=1)
-    boxes = decode_boxes(deltas, anchors)
-    return View(logits, p, top, p.max(axis=1), largest_other(p, top), anything, deltas, boxes, anchors)
+    return View(
+        logits=cls_logits,
+        top=most.top,
+        sure=_sigmoid(most.best),
+        second=_sigmoid(most.second),
+        any=-np.expm1(-most.nothing),
+        deltas=deltas,
+        boxes=decode_boxes(deltas, anchors),
+        anchors=anchors,
+    )
 
 
 def own_anchors(view: View, boxes: Floats, spec: DetectorSpec) -> tuple[Owned, Indices]:
@@ -130,13 +141,7 @@ def box_focal(
     Raises:
         InvalidInput: a parameter out of its range.
     """
-    per_pair, classes = np.zeros(len(owned.anchor)), view.logits.shape[1]
-    for first, last in parts_of(len(per_pair), classes):
-        given = labels[owned.box[first:last], None] == np.arange(classes)
-        rows = view.logits[owned.anchor[first:last]]
-        terms = sigmoid_focal(rows, given.astype(np.float64), gamma=gamma, alpha=alpha, label_smoothing=smoothing)
-        per_pair[first:last] = terms.values.sum(axis=1)
-    return means(per_pair, owned)
+    return means(view.logits.focal(owned.anchor, labels[owned.box], gamma, alpha, smoothing), owned)
 
 
 def means(values: Floats, owned: Owned) -> Floats:
@@ -156,3 +161,7 @@ def largest_other(p: Floats, classes: Indices) -> Floats:
     others = p.copy()
     others[np.arange(len(p)), classes] = 0.0
     return np.asarray(others.max(axis=1, initial=0.0))
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return np.exp(log_sigmoid(logits))

@@ -241,7 +241,8 @@ class Golden(_Part):
 class ModelCard(_Part):
     """Everything needed to use a model that is not in its graph. Unknown keys are refused.
 
-    `detector` is there for the task `detection` and nowhere else.
+    `detector` is there for the task `detection` and nowhere else. So is `loss_graph_sha256`, of loss.onnx, which may be
+    None: bundles of before there was a loss graph have no such file.
 
     `label_noise` is empty (quality is then the margin), or one over all classes; for a multi-label model one per class,
     over no and yes.
@@ -268,6 +269,7 @@ class ModelCard(_Part):
     data_fingerprint: str = ""
     parity_max_difference: Annotated[float, Field(ge=0.0)] = 0.0
     golden: Golden
+    loss_graph_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @property
@@ -311,6 +313,8 @@ class ModelCard(_Part):
         if (self.detector is None) == (self.task == "detection"):
             raise ValueError("detector goes with the task detection, and only with it")
         if self.detector is None:
+            if self.loss_graph_sha256 is not None:
+                raise ValueError("loss_graph_sha256 is of detectors")
             return
         if len(self.detector.confusion) not in (0, len(self.labels)):
             raise ValueError(f"detector.confusion must be {len(self.labels)} x {len(self.labels)}")

@@ -13,6 +13,7 @@ from models.box_quality import box_signs
 from models.box_view import box_focal, own_anchors, view_image
 from models.boxes import TIE, BoxLabels, Floats, Indices, box_areas, make_anchors, to_input, to_original
 from models.card import DetectorSpec, ImageInput, ModelCard
+from models.class_logits import ClassLogits
 from models.detector_loss import DetectorLoss, detector_loss
 from models.errors import InvalidInput
 from models.task import ScoreOptions
@@ -117,7 +118,7 @@ class Detection:
 
     def score(
         self,
-        cls_logits: NDArray[np.floating],
+        cls_logits: ClassLogits,
         box_deltas: NDArray[np.floating],
         labels: BoxLabels,
         geometry: Geometry,

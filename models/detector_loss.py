@@ -9,7 +9,7 @@ from models.box_losses import giou_loss, smooth_l1
 from models.box_view import View
 from models.boxes import UNCOUNTED, Floats, Indices, encode_boxes, match_anchors
 from models.card import DetectorSpec
-from models.losses import sigmoid_focal
+from models.class_logits import NO_CLASS
 from models.task import ScoreOptions
 
 
@@ -55,21 +55,15 @@ def detector_loss(
     """
     found = match_anchors(view.anchors, boxes, spec, ignored)
     positive = np.flatnonzero(found >= 0)
-    targets = np.zeros_like(view.logits)
-    targets[positive, labels[found[positive]]] = 1.0
-    counted = found != UNCOUNTED
-    terms = sigmoid_focal(
-        view.logits[counted],
-        targets[counted],
-        gamma=options.gamma,
-        alpha=options.alpha,
-        label_smoothing=options.label_smoothing,
-    )
+    classes = np.full(len(found), NO_CLASS)
+    classes[positive] = labels[found[positive]]
+    counted = np.flatnonzero(found != UNCOUNTED)
+    terms = view.logits.focal(counted, classes[counted], options.gamma, options.alpha, options.label_smoothing)
     learnt = boxes[found[positive]]
     if spec.box_loss == "giou":
         apart = giou_loss(view.boxes[positive], learnt)
     else:
         apart = smooth_l1(view.deltas[positive], encode_boxes(learnt, view.anchors[positive]))
-    classification, location = float(terms.values.sum()), float(apart.sum())
+    classification, location = float(terms.sum()), float(apart.sum())
     value = (classification + spec.box_weight * location) / max(1, len(positive))
-    return DetectorLoss(value, classification, location, len(positive), int(np.count_nonzero(counted)))
+    return DetectorLoss(value, classification, location, len(positive), len(counted))

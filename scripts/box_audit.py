@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from models.bundle import read_bundle
 from models.card import LossSpec, ModelCard
+from models.class_logits import HostLogits
 from models.detect import BoxScores, Detection, Geometry
 from models.errors import InvalidInput
 from models.fit import locate
@@ -125,7 +126,7 @@ def judge_held_out(job: DetectorJob, val: Sequence[BoxSample]) -> Iterator[BoxSc
         outputs = raw_outputs(job.served, job.val_store, len(val), job.device)
         for sample, (logits, deltas) in zip(val, outputs, strict=True):
             place = Geometry(*locate(sample.width, sample.height, spec), sample.width, sample.height)
-            yield _TASK.score(logits, deltas, sample.boxes, place, card, _OPTIONS)
+            yield _TASK.score(HostLogits(logits), deltas, sample.boxes, place, card, _OPTIONS)
 
 
 def ask_detector(flags: AuditFlags, data: BoxDataSet, folder: Path) -> Iterator[BoxScores]:

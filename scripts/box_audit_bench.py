@@ -21,6 +21,7 @@ from models.boxes import BoxLabels, Floats, Indices, box_iou, decode_boxes, make
 from models.bundle import read_bundle
 from models.calibration import log_sigmoid
 from models.card import ModelCard
+from models.class_logits import ClassLogits
 from models.detect import BoxScores, Detection, Geometry, detector_of
 from models.errors import FocalserveError
 from models.fit import fit_pixels
@@ -49,13 +50,13 @@ class Scene:
     """One picture.
 
     Attributes:
-        cls_logits: (A, K) float, the graph's.
+        cls_logits: (A, K), the graph's.
         box_deltas: (A, 4) float, the graph's.
         truth: its boxes, pixels.
         geometry: of the picture.
     """
 
-    cls_logits: NDArray[np.floating]
+    cls_logits: ClassLogits
     box_deltas: NDArray[np.floating]
     truth: BoxLabels
     geometry: Geometry
@@ -240,8 +241,9 @@ def _claims(boxes: Floats, scores: Floats, gone: Floats) -> Bools:
 
 def detect(scene: Scene, card: ModelCard) -> Detected:
     """Detections above .05, suppressed within each class at IoU .5."""
-    p = np.exp(log_sigmoid(np.asarray(scene.cls_logits, np.float64)))
-    boxes = decode_boxes(scene.box_deltas, make_anchors(detector_of(card), card.input.height, card.input.width))
+    anchors = make_anchors(detector_of(card), card.input.height, card.input.width)
+    p = np.exp(log_sigmoid(np.asarray(scene.cls_logits.rows(np.arange(len(anchors))), np.float64)))
+    boxes = decode_boxes(scene.box_deltas, anchors)
     parts = []
     for k in range(p.shape[1]):
         likely = np.flatnonzero(p[:, k] > SEEN)

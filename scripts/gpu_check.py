@@ -5,15 +5,19 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import onnxruntime as ort
 import torch
 
 from models.bundle import Bundle
 from models.card import ClassFacts, ImageInput
+from models.class_logits import HostLogits
 from models.losses import softmax_focal
 from models.nets.export import export_net
+from models.nets.loss_graph import build_loss_graph
 from models.nets.losses import softmax_focal_loss
 from models.nets.registry import build_net
 from service.engine import Engine
+from service.loss_graph import DeviceLogits, LossGraph
 
 _SIDE = 224
 _BATCH = 32
@@ -52,6 +56,12 @@ def _loss_rows() -> Iterator[tuple[str, str]]:
     got = softmax_focal_loss(torch.from_numpy(logits).cuda(), torch.from_numpy(labels).cuda(), reduction="none")
     worst = np.abs(got.cpu().numpy() - want) / np.maximum(want, 1e-30)
     yield "focal loss on CUDA", f"{worst.max():.2g} relative difference at most from float64 on the CPU"
+    graph = LossGraph(build_loss_graph(), "cuda", 4)
+    batch = ort.OrtValue.ortvalue_from_numpy(logits[None], "cuda", 0)
+    asked = np.arange(len(logits)), labels, 2.0, 0.25, 0.0
+    want = HostLogits(logits).focal(*asked)
+    worst = np.abs(DeviceLogits(graph, batch, 0).focal(*asked) - want) / want
+    yield "loss graph on CUDA", f"{worst.max():.2g} relative difference at most from float64 on the CPU"
 
 
 def _bundle() -> Bundle:

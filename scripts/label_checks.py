@@ -17,6 +17,7 @@ from models.box_quality import BoxSigns, box_signs
 from models.box_view import View, own_anchors, view_image
 from models.boxes import BoxLabels, Floats, make_anchors
 from models.card import DetectorSpec
+from models.class_logits import HostLogits
 from models.fit import Pixels
 from models.nets.served import ServedDetector
 from scripts.batches import Store, prefetch
@@ -94,7 +95,7 @@ def view_images(
     """What the net says of each image of a store, in its order."""
     anchors = make_anchors(detector, *served.size)
     for logits, deltas in raw_outputs(served, store, count, device):
-        yield view_image(logits, deltas, anchors)
+        yield view_image(HostLogits(logits), deltas, anchors)
 
 
 def raw_outputs(

@@ -256,7 +256,7 @@ def export(job: Recipe, at: Progress) -> str:
     }
     result = job.export(facts, at.epoch)
     say(f"torch and ONNX Runtime differ by {result.card.parity_max_difference:.2g} at most")
-    write_bundle(out, result.card, result.graph)
+    write_bundle(out, result.card, result.graph, result.loss_graph)
     return result.card.version
 
 

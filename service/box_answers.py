@@ -14,7 +14,7 @@ from models.errors import InvalidInput, InvalidLabel
 from models.quality import ranks
 from models.task import ScoreOptions
 from service.detector import Found, Raw
-from service.errors import InvalidRequest, item_problem
+from service.errors import InferenceFailed, InvalidRequest, item_problem
 from service.predictions import fill_items
 from service.schemas import LossOptions
 from service.scoring import ObserveLosses
@@ -91,7 +91,7 @@ def box_options(card: ModelCard, asked: LossOptions) -> ScoreOptions:
 def score_picture(
     card: ModelCard, raw: Raw | Exception, given: GivenBoxes, options: ScoreOptions
 ) -> BoxScores | Exception:
-    """Scores one picture's boxes; boxes that do not fit the picture are its own error.
+    """Scores one picture's boxes; boxes that do not fit the picture, and a loss graph that fails, are its own error.
 
     Raises:
         InvalidInput: an option out of its range.
@@ -100,7 +100,7 @@ def score_picture(
         return raw
     try:
         return _TASK.score(raw.cls_logits, raw.box_deltas, given.labels, raw.geometry, card, options)
-    except InvalidLabel as error:
+    except (InvalidLabel, InferenceFailed) as error:
         return error
 
 

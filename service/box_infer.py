@@ -50,7 +50,10 @@ async def run_detector(
     if asked & set(_RAW):
         results = await _run(state, served, card, call, request, RAW)
         raw = [one.result.answer for one in results if isinstance(one, Timed)]
-        outputs |= {name: np.stack([getattr(one, name) for one in raw]) for name in _RAW if raw}
+        if raw:
+            every = np.arange(raw[0].cls_logits.shape[0])
+            outputs["cls_logits"] = np.stack([one.cls_logits.rows(every) for one in raw])
+            outputs["box_deltas"] = np.stack([one.box_deltas for one in raw])
     return outputs, results
 
 

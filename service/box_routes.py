@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from models.boxes import make_anchors
 from models.card import ModelCard
+from models.class_logits import HostLogits
 from models.detect import Geometry, detector_of
 from models.task import Floats, ScoreOptions
 from service.batcher import Timed
@@ -128,7 +129,7 @@ def _check_arrays(card: ModelCard, item: LossInput, index: int) -> None:
 def _raw(card: ModelCard, item: LossInput) -> Raw:
     """Arrays that came in the body: their boxes are in pixels of the input."""
     place = Geometry((1.0, 1.0), (0.0, 0.0), card.input.width, card.input.height)
-    return Raw(np.asarray(item.cls_logits, np.float32), np.asarray(item.box_deltas, np.float32), place)
+    return Raw(HostLogits(np.asarray(item.cls_logits, np.float32)), np.asarray(item.box_deltas, np.float32), place)
 
 
 def _as_card(options: ScoreOptions, card: ModelCard) -> bool:

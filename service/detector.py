@@ -8,15 +8,19 @@ from numpy.typing import NDArray
 
 from models.boxes import make_anchors
 from models.bundle import Bundle
+from models.class_logits import ClassLogits, HostLogits
 from models.detect import Detection, Detections, Geometry, detector_of
 from models.fit import Fitted
 from service.engine import BundleEngine, check_golden, check_outputs, time_blank
 from service.errors import InferenceFailed
-from service.runtime import Device
+from service.loss_graph import DeviceLogits, LossGraph
+from service.runtime import CUDA, Device
 
 _RAW = ("cls_logits", "box_deltas")
 _FOUND = ("boxes", "scores", "classes", "image_index")
 _TASK = Detection()
+GRAPH_ON = frozenset({CUDA})
+"""Providers with which losses are worked out by the bundle's loss graph; with others numpy is quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,12 @@ class Raw:
     """The raw outputs for one picture: what /loss needs.
 
     Attributes:
-        cls_logits: (A, K) float32.
+        cls_logits: (A, K) float32, here or on the device.
         box_deltas: (A, 4) float32.
         geometry: of the picture.
     """
 
-    cls_logits: NDArray[np.float32]
+    cls_logits: ClassLogits
     box_deltas: NDArray[np.float32]
     geometry: Geometry
 
@@ -61,7 +65,12 @@ class Found:
 
 
 class DetectorEngine(BundleEngine):
-    """A detector's checked bundle; its arguments and errors are those of `BundleEngine`."""
+    """A detector's checked bundle; its arguments and errors are those of `BundleEngine`.
+
+    Attributes:
+        spec: the card's.
+        loss_graph: None where the bundle has none, as those of before there was one.
+    """
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         super().__init__(bundle, device, threads)
@@ -74,6 +83,8 @@ class DetectorEngine(BundleEngine):
             | {"boxes": ("FP32", (4,)), "scores": ("FP32", ()), "classes": ("INT64", ()), "image_index": ("INT64", ())},
         )
         check_golden(self.card, self.device, self._golden)
+        graph = bundle.loss_graph
+        self.loss_graph = None if graph is None else LossGraph(graph, device, threads)
 
     @property
     def usual(self) -> Wish:
@@ -95,10 +106,10 @@ class DetectorEngine(BundleEngine):
         if wish.most == 0:
             logits, deltas = self._raw(images)
             return [
-                Raw(logits[n], deltas[n], place)
-                if np.isfinite(logits[n]).all() and np.isfinite(deltas[n]).all()
+                Raw(one, own, place)
+                if one.is_finite and np.isfinite(own).all()
                 else InferenceFailed("the model answered numbers that are not finite")
-                for n, place in enumerate(places)
+                for one, own, place in zip(logits, deltas, places, strict=True)
             ]
         boxes, scores, classes, index = self.runtime.run(_feeds(images, wish), _FOUND)
         return [
@@ -110,15 +121,26 @@ class DetectorEngine(BundleEngine):
         """How long a blank batch of that size takes; the best of three runs."""
         return time_blank(self.card, lambda images: self.runtime.run(_feeds(images, self.usual), _FOUND), size)
 
-    def _raw(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        found = self.runtime.run(_feeds(images, RAW), _RAW)
-        if any(len(one) != len(images) for one in found):
-            raise InferenceFailed(f"the model answered {found[0].shape} for {len(images)} images")
-        return found
+    def _raw(self, images: NDArray[np.uint8]) -> tuple[Sequence[ClassLogits], NDArray[np.float32]]:
+        """The logits of each image, and the deltas (N, A, 4)."""
+        count, graph = len(images), self.loss_graph
+        if graph is not None and self.device.provider in GRAPH_ON:
+            batch, moved = self.runtime.run_bound(_feeds(images, RAW), _RAW, staying=("cls_logits",))
+            _check_rows((batch.shape(), moved.shape()), count)
+            return [DeviceLogits(graph, batch, n) for n in range(count)], moved.numpy()
+        logits, deltas = self.runtime.run(_feeds(images, RAW), _RAW)
+        _check_rows((logits.shape, deltas.shape), count)
+        return [HostLogits(one) for one in logits], deltas
 
     def _golden(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        logits, deltas = self._raw(images)
+        logits, deltas = self.runtime.run(_feeds(images, RAW), _RAW)
+        _check_rows((logits.shape, deltas.shape), len(images))
         return {"logits": logits[0].max(axis=0), "deltas": deltas[0].mean(axis=0)}
+
+
+def _check_rows(shapes: Sequence[Sequence[int]], images: int) -> None:
+    if any(shape[0] != images for shape in shapes):
+        raise InferenceFailed(f"the model answered {tuple(shapes[0])} for {images} images")
 
 
 def _feeds(images: NDArray[np.uint8], wish: Wish) -> dict[str, NDArray[np.generic]]:

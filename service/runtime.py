@@ -1,7 +1,7 @@
 """One ONNX Runtime session and the truth about its device; any graph of plain tensors."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from models.bundle import GRAPH_FILE
 from models.errors import BundleError, DeviceUnavailable
 from service.errors import InferenceFailed
 from service.external import has_external_data
@@ -74,20 +75,21 @@ class Runtime:
         graph: the serialised model, one file.
         device: `cuda` refuses to run on anything else; `auto` takes CUDA where it works.
         threads: intra-op threads on the CPU.
+        file: what errors call it.
 
     Raises:
         BundleError: it cannot be loaded, is not one file, or has inputs or outputs that are no plain tensors.
         DeviceUnavailable: cuda was asked for and the session has no CUDA provider.
     """
 
-    def __init__(self, graph: bytes, device: Device, threads: int) -> None:
+    def __init__(self, graph: bytes, device: Device, threads: int, file: str = GRAPH_FILE) -> None:
         if has_external_data(graph):
-            raise BundleError("model.onnx: it keeps tensors in other files; save it as one file")
-        self._session, self.device = _open_session(graph, device, threads)
-        self.inputs = tuple(_spec(node, "input") for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node, "output") for node in self._session.get_outputs())
+            raise BundleError(f"{file}: it keeps tensors in other files; save it as one file")
+        self._session, self.device = _open_session(graph, device, threads, file)
+        self.inputs = tuple(_spec(node, f"{file}: the input") for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, f"{file}: the output") for node in self._session.get_outputs())
         if not self.inputs or not self.outputs:
-            raise BundleError("model.onnx: a model without inputs or outputs cannot be served")
+            raise BundleError(f"{file}: a model without inputs or outputs cannot be served")
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         # Only a first side of one name all over says that rows may be joined and told apart again.
         sides = {node.shape[0] if node.shape else None for node in self._nodes()}
@@ -118,10 +120,42 @@ class Runtime:
             raise InferenceFailed("the model's run failed") from error
         return found
 
+    def run_bound(
+        self, feeds: Mapping[str, NDArray[Any] | ort.OrtValue], outputs: Sequence[str], staying: Collection[str] = ()
+    ) -> list[ort.OrtValue]:
+        """The named outputs for the named inputs by ONNX Runtime's IO binding: what is on the device is not copied.
+
+        Args:
+            feeds: arrays of the host, or values where an earlier run left them.
+            outputs: names; of the others none leaves the device.
+            staying: those that stay on the session's device; the rest come to the host.
+
+        Raises:
+            InferenceFailed: the runtime failed.
+        """
+        here = "cuda" if self.device.provider == CUDA else "cpu"
+        bound = self._session.io_binding()
+        # By value: what binds an array by name does not know inputs that may be left out.
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(one)) if isinstance(one, np.ndarray) else one
+            for name, one in feeds.items()
+        }
+        try:
+            for name, value in values.items():
+                bound.bind_ortvalue_input(name, value)
+            for name in outputs:
+                bound.bind_output(name, here if name in staying else "cpu")
+            self._session.run_with_iobinding(bound)
+            bound.synchronize_outputs()
+            found: list[ort.OrtValue] = bound.get_outputs()
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise InferenceFailed("the model's run failed") from error
+        return found
+
 
 def _spec(node: Any, side: str) -> TensorSpec:
     if node.type not in DATATYPES:
-        raise BundleError(f"model.onnx: the {side} {node.name} is a {node.type}; only plain tensors can be served")
+        raise BundleError(f"{side} {node.name} is a {node.type}; only plain tensors can be served")
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
     return TensorSpec(node.name, DATATYPES[node.type][0], shape)
 
@@ -135,14 +169,14 @@ def cuda_driver_present() -> bool:
     return True
 
 
-def _open_session(graph: bytes, device: Device, threads: int) -> tuple[ort.InferenceSession, DeviceReport]:
+def _open_session(graph: bytes, device: Device, threads: int, file: str) -> tuple[ort.InferenceSession, DeviceReport]:
     reason = _why_no_cuda() if device != "cpu" else ""
     if device == "cuda" and reason:
         raise DeviceUnavailable(f"the device cuda was asked for, but {reason}")
     wanted = [CUDA, CPU] if device != "cpu" and not reason else [CPU]
     if wanted[0] == CUDA:
         ort.preload_dlls()
-    session = _session(graph, wanted, threads)
+    session = _session(graph, wanted, threads, file)
     provider = session.get_providers()[0]
     if wanted[0] == CUDA and provider != CUDA:
         reason = "ONNX Runtime fell back: its CUDA or cuDNN libraries are missing or of another version"
@@ -159,7 +193,7 @@ def _why_no_cuda() -> str:
     return ""
 
 
-def _session(graph: bytes, providers: list[str], threads: int) -> ort.InferenceSession:
+def _session(graph: bytes, providers: list[str], threads: int, file: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -169,4 +203,4 @@ def _session(graph: bytes, providers: list[str], threads: int) -> ort.InferenceS
     try:
         return ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        raise BundleError(f"model.onnx: ONNX Runtime cannot load it ({type(error).__name__})") from error
+        raise BundleError(f"{file}: ONNX Runtime cannot load it ({type(error).__name__})") from error

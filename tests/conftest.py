@@ -100,7 +100,7 @@ def detector_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "classes": [ClassFacts(label=label, train_count=1, prior=0.3) for label in labels],
     }
     exported = export_detector(net, facts, np.stack([noise(128, 128, seed) for seed in range(4)]))
-    write_bundle(root / "scenes", exported.card, exported.graph)
+    write_bundle(root / "scenes", exported.card, exported.graph, exported.loss_graph)
     return root
 
 

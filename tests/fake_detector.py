@@ -12,6 +12,7 @@ from models.box_quality import BoxSigns, box_signs
 from models.box_view import View, own_anchors, view_image
 from models.boxes import BoxLabels, Floats, box_iou, encode_boxes, make_anchors
 from models.card import AnchorLevel, DetectorSpec, ModelCard
+from models.class_logits import HostLogits
 from models.image import encode_png
 from tests.conftest import noise
 
@@ -33,7 +34,7 @@ class Scene:
 
     @property
     def view(self) -> View:
-        return view_image(self.cls_logits, self.box_deltas, ANCHORS)
+        return view_image(HostLogits(self.cls_logits), self.box_deltas, ANCHORS)
 
 
 def boxes_of(xyxy: Any, labels: Any, ignored: Any = None) -> BoxLabels:

@@ -12,6 +12,7 @@ import numpy as np
 from models.boxes import BoxLabels, make_anchors
 from models.bundle import read_bundle
 from models.card import ModelCard
+from models.class_logits import HostLogits
 from models.detect import Geometry, detector_of
 from scripts.box_audit_bench import Scene, look_at_scenes
 from scripts.items import debian_items, merge_items
@@ -42,12 +43,12 @@ def load() -> tuple[list[Scene], ModelCard]:
         )
         for one in parts
     ]
-    return [Scene(z, d, own, geometry) for z, d, own in zip(logits, deltas, truths, strict=True)], card
+    return [Scene(HostLogits(z), d, own, geometry) for z, d, own in zip(logits, deltas, truths, strict=True)], card
 
 
 def store(scenes: list[Scene], card: ModelCard) -> None:
     """Writes the file that `load` reads."""
-    logits = np.stack([scene.cls_logits for scene in scenes])
+    logits = np.stack([scene.cls_logits.rows(np.arange(len(scene.box_deltas))) for scene in scenes])
     rounded = np.clip(np.round(logits * _LOGIT), -127, 127).astype(np.int8)
     deltas = np.stack([scene.box_deltas for scene in scenes])[rounded.max(axis=2) / np.float32(_LOGIT) >= _SEEN]
     truths = [np.column_stack([scene.truth.xyxy, scene.truth.labels]) for scene in scenes]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from models.box_causes import CAUSES, box_features, fit_calibrator
 from models.boxes import BoxLabels, Floats, box_iou
+from models.class_logits import HostLogits
 from models.detect import BoxScores, Detection, Geometry
 from models.task import ScoreOptions
 from scripts import cli
@@ -58,7 +59,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     same = Geometry((1.0, 1.0), (0.0, 0.0), SIDE, SIDE)
     options = ScoreOptions(gamma=2.0, alpha=None)
     scores = [
-        Detection().score(scene.cls_logits, scene.box_deltas, sample.boxes, same, card, options)
+        Detection().score(HostLogits(scene.cls_logits), scene.box_deltas, sample.boxes, same, card, options)
         for scene, sample in zip(scenes, data.samples, strict=True)
     ]
     return Audited(source, data, [scene.truth for scene in scenes], scores, find_box_issues(data, scores))

@@ -11,6 +11,7 @@ from models.box_missing import missing_boxes
 from models.box_noise import BoxNoise
 from models.box_view import view_image
 from models.boxes import box_iou
+from models.class_logits import HostLogits
 from tests.fake_detector import ANCHORS, SIDE, Scene, average_precision, make_scene, spoil
 
 NOBODY = (np.zeros((0, 4)), np.zeros(0, bool))
@@ -52,8 +53,17 @@ def test_one_object_is_missing_once_whatever_its_classes() -> None:
     deltas = scene.box_deltas.copy()
     anchors = ANCHORS.copy()
     anchors[at + 1] = anchors[at] + 1.0
-    found = missing_boxes(view_image(logits, deltas, anchors), *NOBODY)
+    found = missing_boxes(view_image(HostLogits(logits), deltas, anchors), *NOBODY)
     assert len(found.scores) == 1 and found.labels.tolist() == [2]
+
+
+def test_each_missing_object_keeps_its_class_in_whatever_order() -> None:
+    scene = single(0.9)
+    logits = scene.cls_logits.copy()
+    logits[0, 4] = 0.0
+    drawn = missing_boxes(scene.view, *NOBODY).xyxy
+    found = missing_boxes(view_image(HostLogits(logits), scene.box_deltas, ANCHORS), drawn, np.array([False]))
+    assert found.labels.tolist() == [4, 2] and found.scores == pytest.approx([0.5, 0.0])
 
 
 def test_nothing_is_missing_where_nothing_is_seen() -> None:
@@ -66,7 +76,7 @@ def test_neither_the_order_of_boxes_nor_the_scale_of_pixels_has_a_part(seed: int
     scene = make_scene(seed)
     boxes = spoil(scene, seed).labels.xyxy
     want = missing_boxes(scene.view, boxes, np.zeros(len(boxes), bool))
-    scaled = view_image(scene.cls_logits, scene.box_deltas, ANCHORS * factor)
+    scaled = view_image(HostLogits(scene.cls_logits), scene.box_deltas, ANCHORS * factor)
     got = missing_boxes(scaled, boxes[::-1] * factor, np.zeros(len(boxes), bool))
     assert np.allclose(got.xyxy, want.xyxy * factor, rtol=1e-9) and np.allclose(got.scores, want.scores, atol=1e-9)
     assert (np.diff(got.scores) <= 0.0).all()

@@ -13,6 +13,7 @@ from models.box_quality import BoxSigns, box_signs, swap_matrix
 from models.box_view import own_anchors, view_image
 from models.boxes import BoxLabels, Floats, box_iou
 from models.card import DetectorSpec
+from models.class_logits import HostLogits
 from models.losses import sigmoid_focal
 from tests.fake_detector import ANCHORS, SPEC, Scene, average_precision, boxes_of, make_scene, signs_of, spoil
 
@@ -95,7 +96,7 @@ def test_a_box_scores_the_same_in_any_order_and_any_company(seed: int) -> None:
 def test_the_order_of_anchors_has_no_part(seed: int) -> None:
     scene = make_scene(seed)
     order = np.random.default_rng(seed).permutation(len(ANCHORS))
-    view = view_image(scene.cls_logits[order], scene.box_deltas[order], ANCHORS[order])
+    view = view_image(HostLogits(scene.cls_logits[order]), scene.box_deltas[order], ANCHORS[order])
     owned, _ = own_anchors(view, scene.truth.xyxy, SPEC)
     assert_same(box_signs(view, owned, scene.truth.xyxy, scene.truth.labels, SPEC), signs_of(scene, scene.truth), 1e-9)
 
@@ -107,7 +108,7 @@ def test_signs_do_not_depend_on_the_scale_of_pixels(seed: int, factor: float) ->
     # float32 on the way, as pixels come: IoUs of exactly .5 must not fall on either side
     boxes = np.asarray(labels.xyxy, np.float32)
     scaled, anchors = np.asarray(boxes * np.float32(factor), np.float64), np.asarray(ANCHORS * factor, np.float32)
-    view = view_image(scene.cls_logits, scene.box_deltas, anchors.astype(np.float64))
+    view = view_image(HostLogits(scene.cls_logits), scene.box_deltas, anchors.astype(np.float64))
     owned, _ = own_anchors(view, scaled, SPEC)
     want = signs_of(scene, dataclasses.replace(labels, xyxy=boxes.astype(np.float64)))
     assert_same(box_signs(view, owned, scaled, labels.labels, SPEC), want, 2e-6, factor)
@@ -121,7 +122,7 @@ def test_rounding_decides_nothing_where_ious_are_exactly_a_half(factor: float) -
     boxes[:, 3] = (boxes[:, 1] + boxes[:, 3]) / 2.0
     labels = boxes_of(boxes, np.arange(len(boxes)) % 5)
     small = [np.asarray(np.asarray(part * factor, np.float32), np.float64) for part in (ANCHORS, boxes)]
-    view = view_image(scene.cls_logits, scene.box_deltas, small[0])
+    view = view_image(HostLogits(scene.cls_logits), scene.box_deltas, small[0])
     owned, _ = own_anchors(view, small[1], SPEC)
     assert_same(box_signs(view, owned, small[1], labels.labels, SPEC), signs_of(scene, labels), 2e-6, factor)
 

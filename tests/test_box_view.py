@@ -5,6 +5,7 @@ import pytest
 
 from models.box_view import box_focal, own_anchors, view_image
 from models.boxes import box_iou, decode_boxes, match_anchors
+from models.class_logits import HostLogits
 from models.detector_loss import detector_loss
 from models.errors import InvalidInput
 from models.task import ScoreOptions
@@ -26,11 +27,13 @@ GOLDEN = [
 def test_a_view_holds_probabilities_and_decoded_boxes() -> None:
     scene = make_scene(0)
     view = scene.view
-    assert np.allclose(view.p, 1.0 / (1.0 + np.exp(-scene.cls_logits.astype(float))), atol=1e-15)
+    p = view.p_rows(np.arange(len(ANCHORS)))
+    assert np.allclose(p, 1.0 / (1.0 + np.exp(-scene.cls_logits.astype(float))), atol=1e-15)
+    assert view.p_of(np.array([7, 3]), np.array([4, 0])).tolist() == [p[7, 4], p[3, 0]]
     assert np.allclose(view.boxes, decode_boxes(scene.box_deltas, ANCHORS))
-    ordered = np.sort(view.p, axis=1)
+    ordered = np.sort(p, axis=1)
     assert np.allclose(view.sure, ordered[:, -1]) and np.allclose(view.second, ordered[:, -2])
-    assert np.allclose(view.any, 1.0 - np.prod(1.0 - view.p, axis=1))
+    assert np.allclose(view.any, 1.0 - np.prod(1.0 - p, axis=1))
 
 
 @pytest.mark.parametrize("wrong", ["rows", "columns", "nan", "infinite"])
@@ -46,12 +49,12 @@ def test_what_is_not_a_detectors_output_is_refused(wrong: str) -> None:
     else:
         deltas[3, 1] = np.inf
     with pytest.raises(InvalidInput):
-        view_image(logits, deltas, ANCHORS)
+        view_image(HostLogits(logits), deltas, ANCHORS)
 
 
 def test_huge_deltas_do_not_overflow() -> None:
     scene = make_scene(0)
-    view = view_image(scene.cls_logits, np.full(scene.box_deltas.shape, 1e300), ANCHORS)
+    view = view_image(HostLogits(scene.cls_logits), np.full(scene.box_deltas.shape, 1e300), ANCHORS)
     assert np.isfinite(view.boxes).all()
     owned, _ = own_anchors(view, scene.truth.xyxy, SPEC)
     assert len(owned) == len(scene.truth)
@@ -79,7 +82,7 @@ def test_dense_sums_and_boxes_losses_are_the_golden_ones(case: Case) -> None:
     left = np.arange(len(case.logits)) * 100.0
     anchors = np.stack([left, left * 0.0, left + 10.0, left * 0.0 + 10.0], axis=1)
     positive = np.flatnonzero(case.targets == 1)
-    view = view_image(case.logits[:, None], np.zeros((len(anchors), 4)), anchors)
+    view = view_image(HostLogits(case.logits[:, None]), np.zeros((len(anchors), 4)), anchors)
     labels = np.zeros(len(positive), np.int64)
     options = ScoreOptions(gamma=case.gamma, alpha=case.alpha, label_smoothing=case.smoothing)
     loss = detector_loss(view, anchors[positive], labels, np.zeros(len(positive), bool), SPEC, options)

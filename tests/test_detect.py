@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from models.box_causes import box_features, fit_calibrator
 from models.boxes import BoxLabels, box_iou, to_input
 from models.card import ImageInput, ModelCard
+from models.class_logits import HostLogits
 from models.detect import BoxScores, Detection, Geometry
 from models.errors import InvalidInput, InvalidLabel
 from models.fit import fit_pixels
@@ -46,7 +47,7 @@ def fitted() -> ModelCard:
 def score(
     scene: Scene, labels: BoxLabels, card: ModelCard, geometry: Geometry = SAME, options: ScoreOptions = PLAIN
 ) -> BoxScores:
-    return TASK.score(scene.cls_logits, scene.box_deltas, labels, geometry, card, options)
+    return TASK.score(HostLogits(scene.cls_logits), scene.box_deltas, labels, geometry, card, options)
 
 
 def to_pixels(labels: BoxLabels, geometry: Geometry) -> BoxLabels:
@@ -184,9 +185,9 @@ def test_a_box_outside_the_picture_is_refused(card: ModelCard) -> None:
 def test_outputs_of_another_model_and_a_classifiers_card_are_refused(card: ModelCard) -> None:
     scene = make_scene(6)
     with pytest.raises(InvalidInput, match="anchors"):
-        TASK.score(scene.cls_logits[:10], scene.box_deltas[:10], scene.truth, SAME, card, PLAIN)
+        TASK.score(HostLogits(scene.cls_logits[:10]), scene.box_deltas[:10], scene.truth, SAME, card, PLAIN)
     with pytest.raises(InvalidInput, match="5 labels"):
-        TASK.score(scene.cls_logits[:, :4], scene.box_deltas, scene.truth, SAME, card, PLAIN)
+        TASK.score(HostLogits(scene.cls_logits[:, :4]), scene.box_deltas, scene.truth, SAME, card, PLAIN)
     fields_of = card.model_dump() | {"task": "multiclass", "detector": None}
     fields_of["golden"] = fields_of["golden"] | {"deltas": []}
     with pytest.raises(InvalidInput, match="no detector"):

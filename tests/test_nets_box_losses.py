@@ -11,6 +11,7 @@ from torch import Tensor
 from models.box_view import view_image
 from models.boxes import UNCOUNTED, BoxLabels, decode_boxes, encode_boxes, make_anchors, match_anchors
 from models.card import AnchorLevel, DetectorSpec, LossSpec
+from models.class_logits import HostLogits
 from models.detector_loss import detector_loss
 from models.losses import sigmoid_focal
 from models.nets.box_losses import (
@@ -107,7 +108,7 @@ def test_training_and_scoring_compute_the_same_loss(name: str) -> None:
     spec = SPEC.model_copy(update={"box_loss": name, "box_weight": 0.4})
     options = ScoreOptions(gamma=LOSS.gamma, alpha=LOSS.alpha)
     want = [
-        detector_loss(view_image(z, d, ANCHORS), own.xyxy, own.labels, own.ignored, spec, options).value
+        detector_loss(view_image(HostLogits(z), d, ANCHORS), own.xyxy, own.labels, own.ignored, spec, options).value
         for own, z, d in zip(SCENES, logits.numpy(), deltas.numpy(), strict=True)
     ]
     classes, places = losses(logits, deltas, SCENES, name)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from models.boxes import decode_boxes, make_anchors
+from models.bundle import sha256_of
 from models.card import DetectorSpec, Golden, ImageInput, ModelCard
 from models.errors import BundleError
 from models.fit import Pixels
@@ -40,6 +41,7 @@ from models.nets.graphs import (
     seal,
     to_graph,
 )
+from models.nets.loss_graph import build_loss_graph
 from models.nets.retinanet import RetinaNet
 from models.nets.served import ServedDetector
 
@@ -99,7 +101,8 @@ def export_detector(net: RetinaNet, facts: dict[str, Any], images: Pixels) -> Ex
         images: (N, height, width, 3) uint8, N >= 1, real ones; the first is the golden one, 32 are compared.
 
     Returns:
-        The graph that the module's docstring describes, opset 20, one file, with the card in `metadata_props`.
+        The graph that the module's docstring describes, opset 20, one file, with the card in `metadata_props`; and the
+        loss graph.
 
     Raises:
         BundleError: logits or deltas differ from the net's by more than 1e-4 of max(1, |value|), are not finite, or
@@ -122,7 +125,9 @@ def export_detector(net: RetinaNet, facts: dict[str, Any], images: Pixels) -> Ex
         logits=logits[0].max(axis=0).tolist(),
         deltas=deltas[0].mean(axis=0, dtype=np.float64).tolist(),
     )
-    return seal(graph, ModelCard(**facts, golden=golden, parity_max_difference=difference))
+    losses = build_loss_graph()
+    card = ModelCard(**facts, golden=golden, parity_max_difference=difference, loss_graph_sha256=sha256_of(losses))
+    return seal(graph, card, losses)
 
 
 def run_raw(session: onnxruntime.InferenceSession, images: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -30,10 +30,11 @@ _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 @dataclass(frozen=True)
 class Export:
-    """A checked graph and its card, whose `sha256` is set when both are written."""
+    """A checked graph and its card, whose `sha256` is set when both are written; a detector's also has a loss graph."""
 
     card: ModelCard
     graph: bytes
+    loss_graph: bytes | None = None
 
 
 def plain_copy(net: nn.Module) -> nn.Module:
@@ -104,11 +105,11 @@ def as_png(pixels: Pixels) -> str:
     return base64.b64encode(encode_png(pixels)).decode()
 
 
-def seal(graph: onnx.ModelProto, card: ModelCard) -> Export:
+def seal(graph: onnx.ModelProto, card: ModelCard, loss_graph: bytes | None = None) -> Export:
     """Puts the card into the graph's `metadata_props` and checks the whole."""
     onnx.helper.set_model_props(graph, {METADATA_KEY: card.model_dump_json()})
     onnx.checker.check_model(graph)
-    return Export(card, graph.SerializeToString())
+    return Export(card, graph.SerializeToString(), loss_graph)
 
 
 @contextmanager
