@@ -61,7 +61,7 @@ def write_grid(
     page = Image.new("RGB", (columns * wide + _GAP, -(-len(cells) // columns) * high + _GAP), "white")
     for k, cell in enumerate(cells):
         page.paste(cell, (_GAP + k % columns * wide, _GAP + k // columns * high))
-    page.save(path, format="PNG")
+    page.save(path, format="PNG", compress_level=1)
 
 
 def draw_boxes(picture: Compared, labels: Sequence[str], side: int) -> Image.Image:

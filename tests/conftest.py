@@ -12,6 +12,7 @@ from PIL import Image
 from models.bundle import write_bundle
 from models.card import Calibration, ClassFacts, ImageInput, LossSpec, ModelCard
 from models.fit import Pixels
+from tests.by_heart import ByHeart, learn_by_heart
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -71,6 +72,12 @@ def multilabel_bundle(multilabel_artifacts: Path) -> Path:
 def binary_bundle(binary_artifacts: Path) -> Path:
     """The binary bundle itself."""
     return binary_artifacts / "tiny" / "1"
+
+
+@pytest.fixture(scope="session")
+def by_heart(tmp_path_factory: pytest.TempPathFactory) -> ByHeart:
+    """A detector that has learnt 32 scenes by heart."""
+    return learn_by_heart(tmp_path_factory.mktemp("by-heart"))
 
 
 @pytest.fixture(scope="session")

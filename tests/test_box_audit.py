@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from models.errors import InvalidInput
-from scripts import apply, box_audit, train
+from scripts import apply, box_audit
 from scripts.audit import main
 from scripts.box_readers import read_boxes
 from scripts.interrupts import Interrupted
-from tests.test_detector import FAST, write_some
+from tests.by_heart import FAST, ByHeart, write_some
 
 FOLDS = [*FAST, "--folds", "2", "--epochs", "2"]
 
@@ -25,6 +25,7 @@ def issues(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those that `by_heart` was trained on, in a folder of their own."""
     return write_some(tmp_path_factory.mktemp("box-audit") / "scenes", 32)
 
 
@@ -41,20 +42,12 @@ def swapped(scenes: Path) -> tuple[Path, set[str]]:
     return path, {str(annotation["id"]) for annotation in wrong}
 
 
-@pytest.fixture(scope="module")
-def bundle(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector that knows the right scenes by heart."""
-    out = tmp_path_factory.mktemp("by-heart") / "m"
-    assert train.main([str(scenes), "--out", str(out), *FAST, "--epochs", "25", "--no-flip"]) == 0
-    return out
-
-
 @pytest.mark.slow
 def test_a_detector_that_knows_better_names_the_swapped_boxes(
-    swapped: tuple[Path, set[str]], bundle: Path, tmp_path: Path
+    swapped: tuple[Path, set[str]], by_heart: ByHeart, tmp_path: Path
 ) -> None:
     data, wrong = swapped
-    assert main([str(data), "--out", str(tmp_path / "a"), "--bundle", str(bundle), "--device", "cpu"]) == 0
+    assert main([str(data), "--out", str(tmp_path / "a"), "--bundle", str(by_heart.out), "--device", "cpu"]) == 0
     rows = issues(tmp_path / "a")
     first = [row for row in rows if row["cause"] != "missing"][: 2 * len(wrong)]
     assert len(wrong & {str(row["box_id"]) for row in first}) >= 2

@@ -1,7 +1,7 @@
 """Training a detector on composed scenes of real garments: from the files to a bundle, and what it is refused for."""
 
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle, read_bundle
 from models.card import ImageInput
 from models.errors import InvalidInput
 from models.fit import locate
@@ -22,21 +21,11 @@ from scripts.checkpoint import load_checkpoint
 from scripts.config import TrainConfig, parse_config
 from scripts.detector import BoxParts, DetectorJob, place_boxes
 from scripts.interrupts import Interrupted, Interrupts
-from scripts.items import embedded_items, merge_items
 from scripts.job import build_job, choose_task, read_parts
 from scripts.label_checks import fit_label_checks
-from scripts.scenes import SceneSpec, compose_scenes, write_scenes
+from tests.by_heart import FAST, ByHeart, write_some
 from tests.conftest import noise, png
 from tests.pictures import draw_folders
-
-FAST = ["--threads", "1", "--device", "cpu", "--batch-size", "8"]
-SCENES = SceneSpec(side=64, fewest=1, most=3, smallest=18, largest=30)
-
-
-def write_some(root: Path, count: int) -> Path:
-    """Scenes that are training and validation alike: what can be learnt of them is by heart."""
-    scenes = compose_scenes(merge_items(embedded_items("test")), count, seed=0, spec=SCENES)
-    return write_scenes(root, {"train": scenes, "val": scenes})
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +45,9 @@ def job_of(data: Path, out: Path, *flags: str) -> DetectorJob:
     return job
 
 
-@dataclass(frozen=True)
-class Done:
-    """A training through `main`."""
-
-    data: Path
-    out: Path
-    bundle: Bundle
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    root = tmp_path_factory.mktemp("detector")
-    data = write_some(root / "scenes", 32)
-    assert train.main([str(data), "--out", str(root / "m"), *FAST, "--epochs", "25", "--no-flip"]) == 0
-    return Done(data, root / "m", read_bundle(root / "m" / "1"))
-
-
 @pytest.mark.slow
-def test_a_few_scenes_are_learnt_by_heart(trained: Done) -> None:
-    card = trained.bundle.card
+def test_a_few_scenes_are_learnt_by_heart(by_heart: ByHeart) -> None:
+    card = by_heart.bundle.card
     assert card.metrics["ap50"].value > 0.3  # untrained: .01
     assert (card.task, card.labels) == ("detection", ["tops", "trouser", "dress", "shoes", "bag"])
     assert (card.input.height, card.input.width, card.loss.gamma, card.loss.alpha) == (64, 64, 2.0, 0.5)
@@ -85,9 +57,9 @@ def test_a_few_scenes_are_learnt_by_heart(trained: Done) -> None:
 
 
 @pytest.mark.slow
-def test_the_bundles_detections_are_those_that_were_measured(trained: Done) -> None:
-    card, session = trained.bundle.card, open_session(trained.bundle.graph)
-    files = sorted((trained.data.parent / "images").glob("val_*.png"))
+def test_the_bundles_detections_are_those_that_were_measured(by_heart: ByHeart) -> None:
+    card, session = by_heart.bundle.card, open_session(by_heart.bundle.graph)
+    files = sorted((by_heart.data.parent / "images").glob("val_*.png"))
     images = np.stack([load_input(file.read_bytes(), card.input).pixels for file in files])
     scores, classes = session.run(["scores", "classes"], {"image": images})
     assert card.detector is not None and (scores > card.detector.score_threshold).all()
@@ -98,16 +70,16 @@ def test_the_bundles_detections_are_those_that_were_measured(trained: Done) -> N
 
 
 @pytest.mark.slow
-def test_the_card_can_judge_labels(trained: Done) -> None:
-    detector = trained.bundle.card.detector
+def test_the_card_can_judge_labels(by_heart: ByHeart) -> None:
+    detector = by_heart.bundle.card.detector
     assert detector is not None and detector.calibrator is not None
     assert detector.calibrator.causes == ["none", "badly_located", "swapped", "spurious"]
     assert np.trace(np.array(detector.confusion)) > 2.0  # by chance: 1
 
 
 @pytest.mark.slow
-def test_a_picture_of_the_best_weights_is_left_in_the_run(trained: Done) -> None:
-    drawn = decode_image((trained.out / "run" / "validation.png").read_bytes())
+def test_a_picture_of_the_best_weights_is_left_in_the_run(by_heart: ByHeart) -> None:
+    drawn = decode_image((by_heart.out / "run" / "validation.png").read_bytes())
     green = (np.abs(drawn.astype(int) - [60, 190, 60]).max(axis=2) < 10).sum()
     assert green > 1000
 
