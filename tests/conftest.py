@@ -1,6 +1,8 @@
 """Real bundles, exported once a session, and encoded pictures. Torch is imported by the fixtures alone."""
 
+import fcntl
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 from models.bundle import write_bundle
 from models.card import Calibration, ClassFacts, ImageInput, LossSpec, ModelCard
 from models.fit import Pixels
-from tests.by_heart import ByHeart, learn_by_heart
+from tests.by_heart import ByHeart, learn_by_heart, read_by_heart
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -76,8 +78,14 @@ def binary_bundle(binary_artifacts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def by_heart(tmp_path_factory: pytest.TempPathFactory) -> ByHeart:
-    """A detector that has learnt 32 scenes by heart."""
-    return learn_by_heart(tmp_path_factory.mktemp("by-heart"))
+    """A detector that has learnt 32 scenes by heart: trained once, by whichever worker needs it first."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root = shared / "by-heart"
+    with open(shared / "by-heart.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return read_by_heart(root) if root.exists() else learn_by_heart(root)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory, box_port: int) -> Iterato
     """A folder of a few composed scenes, README's detector trained on them, and its service running."""
     root = tmp_path_factory.mktemp("boxes")
     parts: dict[str, Part] = {"train": "train", "val": "test"}
-    scenes = {name: compose_scenes(merge_items(embedded_items(part)), 24, 0) for name, part in parts.items()}
+    scenes = {name: compose_scenes(merge_items(embedded_items(part)), 12, 0) for name, part in parts.items()}
     write_scenes(root / "scenes", scenes)
     (root / "scene.png").write_bytes((root / "scenes/images/val_00000.png").read_bytes())
     command = next(line for line in commands() if line.startswith("focalserve train") and is_of_boxes(line))
