@@ -19,8 +19,9 @@ _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 def log_softmax(logits: Floats) -> Floats:
     """Log-probabilities of logits (N, K), stable for any finite logit."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    shifted: Floats = np.asarray(logits - logits.max(axis=1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def log_sigmoid(logits: Floats) -> Floats:

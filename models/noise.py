@@ -25,11 +25,13 @@ _START = 0.9
 _FIT_STEPS = 30
 _CONFIDENT = 0.6
 _FIT_STRENGTH = 20.0
+_START_STRENGTH = 2.0
+_FEW_CLASSES = 10
 _COUNT_STEPS = 5
 _ANCHORS = 0.2
 _ANCHOR_STRENGTH = 5.0
 _DECONVOLUTION_STEPS = 20
-_COUNT_WORK = 2_000_000_000
+_COUNT_WORK = 500_000_000
 """Rows times classes squared that are deconvolved at most: beyond, evenly spaced rows."""
 
 
@@ -57,7 +59,8 @@ def fit_transition(p: Floats, given: Indices, start: Floats | None = None, steps
     Args:
         p: (N, K) calibrated probabilities of images that their model was not trained on; N >= 1, K >= 2.
         given: (N,) class indices.
-        start: (K, K), T to begin with; 10 % of evenly spread noise where left out.
+        start: (K, K), T to begin with and to stay near: it joins each class as two images for every class beyond ten.
+            Where left out, 10 % of evenly spread noise to begin with.
         steps: how many.
 
     Returns:
@@ -76,7 +79,8 @@ def fit_transition(p: Floats, given: Indices, start: Floats | None = None, steps
                 # The responsibilities p_ij T_jk / sum_l p_il T_lk, summed over images, without forming them.
                 column, rows = transition[:, k], sure[begin:end]
                 counts[:, k] = column * ((1.0 / (rows @ column)) @ rows)
-        transition = _normalized(counts, _FIT_STRENGTH)
+        pull = 0.0 if start is None else _START_STRENGTH * max(0, classes - _FEW_CLASSES) * start
+        transition = _normalized(counts, _FIT_STRENGTH, pull)
     return transition
 
 
@@ -174,8 +178,8 @@ def count_noise(p: Floats, given: Indices) -> NoiseCount:
     """Estimates how many labels are wrong, and which classes are taken for which.
 
     The probabilities of held-out images are those of the label that would be *given*, noise included. It is taken out
-    with T from the anchors, T is fitted anew to the result, and the shares of the true classes are those which T turns
-    into the shares of the given labels.
+    with T from the anchors, T is fitted anew to the result (less freely where classes are many), and the shares of the
+    true classes are those which T turns into the shares of the given labels.
 
     Args:
         p: (N, K) probabilities of images that their model was not trained on, not vector-scaled: scaling lowers the
@@ -216,8 +220,11 @@ def _symmetric(rate: float, classes: int) -> Floats:
     return out
 
 
-def _normalized(counts: Floats, strength: float) -> Floats:
-    """Rows that sum to 1, after `strength` images of evenly spread noise of the same overall rate joined each."""
+def _normalized(counts: Floats, strength: float, pull: Floats | float = 0.0) -> Floats:
+    """Rows that sum to 1, after `strength` images of evenly spread noise of the same overall rate joined each.
+
+    `pull`, (K, K), joins as it is.
+    """
     rate = 1.0 - float(np.trace(counts) / counts.sum())
-    smoothed = counts + strength * _symmetric(min(max(rate, 0.0), 1.0), len(counts))
+    smoothed = counts + strength * _symmetric(min(max(rate, 0.0), 1.0), len(counts)) + pull
     return np.asarray(smoothed / smoothed.sum(axis=1, keepdims=True))

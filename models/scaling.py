@@ -71,20 +71,28 @@ def fit_vector_scaling(p: Floats, given: Indices) -> VectorScaling:
 
 
 def _logarithm(p: Floats) -> Floats:
-    return np.asarray(np.log(np.maximum(np.asarray(p, np.float64), _FLOOR)))
+    safe = np.maximum(np.asarray(p, np.float64), _FLOOR)
+    return np.asarray(np.log(safe, out=safe))
 
 
 def _evaluate(log_p: Floats, given: Indices, scale: float, biases: Floats) -> _State:
-    scaled = log_softmax(scale * log_p + biases)
+    # In place, and one exponential for both: these arrays are what an audit's memory is made of.
+    scaled = scale * log_p
+    scaled += biases
+    scaled -= scaled.max(axis=1, keepdims=True)
+    own = scaled[np.arange(len(given)), given]
+    p = np.exp(scaled, out=scaled)
+    total = p.sum(axis=1, keepdims=True)
+    p /= total
     penalty = 0.5 * _PENALTY * ((scale - 1.0) ** 2 + float(biases @ biases))
-    return _State(scale, biases, penalty - float(scaled[np.arange(len(given)), given].mean()), np.exp(scaled))
+    return _State(scale, biases, penalty - float((own - np.log(total[:, 0])).mean()), p)
 
 
 def _gradient(log_p: Floats, given: Indices, state: _State) -> Floats:
     """(K + 1,): of the scale, then of the biases."""
     count = len(given)
     given_log = float(log_p[np.arange(count), given].sum())
-    by_scale = (float((state.p * log_p).sum()) - given_log) / count + _PENALTY * (state.scale - 1.0)
+    by_scale = (float(np.vdot(state.p, log_p)) - given_log) / count + _PENALTY * (state.scale - 1.0)
     by_bias = state.p.mean(axis=0) - np.bincount(given, minlength=log_p.shape[1]) / count + _PENALTY * state.biases
     return np.concatenate([[by_scale], by_bias])
 

@@ -15,6 +15,7 @@ VERBS = {
     "predict": ("scripts.score:predict", "classify image files or find boxes, with a bundle or a running service"),
     "loss": ("scripts.score:loss", "score the labels of a data set: which are wrong?"),
     "audit": ("scripts.audit:main", "find the wrong labels of a data set by cross-validation, with a report"),
+    "audit-rows": ("scripts.row_audit:main", "find the wrong labels of rows of logits or probabilities"),
     "apply": ("scripts.apply:main", "write an audited data set anew with decisions on its labels"),
     "info": ("scripts.info:main", "show what a bundle is"),
     "doctor": ("scripts.doctor:main", "check this machine: versions, providers, cores, one timed inference"),

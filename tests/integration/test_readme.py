@@ -57,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "decisions.csv").write_text("image,label\nheron/3.jpg,crane\n", encoding="utf-8")
     labels = [{"id": str(k), "logits": [1.0, -1.0], "label": k % 2} for k in range(6)]
     (root / "labels.ndjson").write_text("".join(json.dumps(row) + "\n" for row in labels), encoding="utf-8")
+    given = random.integers(0, 3, 200)
+    np.savez(root / "rows.npz", logits=random.normal(0, 1, (200, 3)) + 4 * np.eye(3)[given], labels=given)
     (root / "bird.jpg").write_bytes((root / "photos/heron/0.jpg").read_bytes())
     return root
 
@@ -139,7 +141,7 @@ def run(command: str, folder: Path, port: int = 0) -> "subprocess.CompletedProce
 
 def test_readme_holds_the_commands_that_these_tests_think_it_holds() -> None:
     verbs = {line.split()[1] for line in commands() if line.startswith("focalserve")}
-    assert verbs == {"train", "audit", "apply", "predict", "loss", "info", "doctor", "bench"}
+    assert verbs == {"train", "audit", "audit-rows", "apply", "predict", "loss", "info", "doctor", "bench"}
     assert sum(line.startswith("curl") for line in commands()) >= 3
 
 
