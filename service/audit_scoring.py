@@ -1,7 +1,7 @@
 """Lines of an audit with what the model said of them to rows with scores. No HTTP, no files, no batcher."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -102,8 +102,10 @@ def _score(
         _score(card, items[half:], options, observe, rows, methods)
         return
     methods.add(answer["parameters"]["quality_method"])
+    judged = [one for one, found in zip(given, answer["items"], strict=True) if found.get("quality") is not None]
+    p = iter(_probabilities(card, judged, options.activation))
     for item, one, found in zip(items, given, answer["items"], strict=True):
-        rows.append(_row(card, item.line, one, found, options.activation))
+        rows.append(_row(card, item.line, one, found, p))
 
 
 def _answer(
@@ -115,19 +117,22 @@ def _answer(
         return error
 
 
-def _row(card: ModelCard, line: int, one: Given, found: dict[str, Any], activation: Activation) -> Row:
+def _row(card: ModelCard, line: int, one: Given, found: dict[str, Any], p: Iterator[NDArray[np.float32]]) -> Row:
     facts = {key: value for key, value in found.items() if key not in _APART}
-    row = Row(line, one.label, facts | ({} if one.id is None else {"id": one.id}))
-    if found.get("quality") is None or isinstance(one.row, Exception):
-        return row
-    return replace(
-        row,
+    if one.id is not None:
+        facts["id"] = one.id
+    if found.get("quality") is None:
+        return Row(line, one.label, facts)
+    return Row(
+        line,
+        one.label,
+        facts,
         quality=found["quality"],
         suggested=found["suggested_label"],
         is_issue=found["is_issue"],
         loss=found["loss"],
         target=_target(card, one.label),
-        p=_probabilities(card, one, activation),
+        p=next(p),
     )
 
 
@@ -139,14 +144,16 @@ def _target(card: ModelCard, label: Any) -> NDArray[np.int32]:
     return np.asarray(target >= 0.5, np.int32)
 
 
-def _probabilities(card: ModelCard, one: Given, activation: Activation) -> NDArray[np.float32]:
-    """(K,) with nothing of the loss's bias left in them, as far as the card knows of one."""
-    row = np.asarray(one.row, np.float64)
-    if one.kind == "logits":
+def _probabilities(card: ModelCard, given: Sequence[Given], activation: Activation) -> NDArray[np.float32]:
+    """(N, K) with nothing of the loss's bias left in them, as far as the card knows of one."""
+    rows = np.asarray([one.row for one in given], np.float64).reshape(len(given), card.outputs)
+    logits = np.asarray([one.kind == "logits" for one in given], bool)
+    if logits.any():
         gamma, alpha = (card.loss.gamma, card.loss.alpha) if activation is None else (0.0, None)
-        row = np.clip(row - (row.max() if card.activation == "softmax" else 0.0), -_FAR, _FAR)
-        row = unweighted_probabilities(row[None], card.activation, gamma, alpha)[0]
-    return row.astype(np.float32)
+        z = rows[logits]
+        z = np.clip(z - (z.max(axis=1, keepdims=True) if card.activation == "softmax" else 0.0), -_FAR, _FAR)
+        rows[logits] = unweighted_probabilities(z, card.activation, gamma, alpha)
+    return rows.astype(np.float32)
 
 
 def _error(item: Item, error: Exception) -> Row:

@@ -16,6 +16,8 @@ Encoding = Literal["identity", "gzip"]
 LONGEST_LINE = 32 * 1024 * 1024
 _PART_ITEMS = 256
 _PART_BYTES = 32 * 1024 * 1024
+_SMALL_ITEMS = 2048
+_SMALL_BYTES = 1024 * 1024
 _AT_ONCE = 1 << 20
 _LOOKED_AT = 100
 
@@ -142,7 +144,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def read_part(path: Path, offset: int, line: int) -> Part:
-    """The next lines: at most 256, and of about 32 MiB.
+    """The next lines: at most 256, and of about 32 MiB; of rows without pictures up to 2,048 in 1 MiB.
 
     Args:
         path: of the spooled body.
@@ -150,13 +152,15 @@ def read_part(path: Path, offset: int, line: int) -> Part:
         line: number of the line before it.
     """
     found: list[Line] = []
-    size = 0
+    size, pictures = 0, False
     with path.open("rb") as file:
         file.seek(offset)
         for one in _lines(file, line):
             found.append(one)
             line, size = one.number, size + len(one.text or b"")
-            if len(found) == _PART_ITEMS or size >= _PART_BYTES:
+            pictures = pictures or b'"image"' in (one.text or b"")
+            most = _PART_ITEMS if pictures or size >= _SMALL_BYTES else _SMALL_ITEMS
+            if size >= _PART_BYTES or len(found) >= most:
                 break
         return Part(found, file.tell(), line)
 

@@ -108,7 +108,7 @@ def parse_json(body: bytes) -> Any:
     if _depth(body) > DEPTH:
         raise MalformedRequest(f"the JSON is nested more than {DEPTH} deep")
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise MalformedRequest("the body is not UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -139,6 +139,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise MalformedRequest(f"{name} is not JSON; a number is finite")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 async def parse_multipart(content_type: str, body: bytes, most_files: int) -> Form:
