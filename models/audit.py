@@ -11,6 +11,7 @@ from models.noise import (
     best_other,
     combine_evidence,
     count_noise,
+    deconvolve,
     evenly,
     fit_transition,
     posterior,
@@ -29,6 +30,8 @@ _GAP, _SHIFT = 0.05, 0.03
 _FIT_NUMBERS = 10_000_000
 """How many probabilities T and the scaling are fitted on at most, so that memory does not grow with the data."""
 _CHUNK_NUMBERS = 2_000_000
+_MUCH_NOISE = 0.2
+"""Share of wrong labels from which suggestions are judged by probabilities without noise alone; below it by both."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Audit:
         quality: (N,) in [0, 1], 0 = surely wrong.
         is_issue: (N,) whether a label is among the `round(noise.wrong)` of lowest quality.
         suggested: (N,) the likeliest class but for the given one.
-        p_suggested: (N,) in [0, 1], the probability that it is the true one, by all that the quality knows.
+        p_suggested: (N,) in [0, 1], the probability that it is the true one; 0 where the label is no issue.
         posterior: (N,) the part of the quality that new images have too.
         noise: the estimated number of wrong labels, by pair of classes.
         transition: (K, K), T, of the posterior.
@@ -146,12 +149,20 @@ def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None
         suggested[chunk] = best_other(scaled, y, transition)
         share[chunk] = share_of_others(scaled, y, transition, suggested[chunk])
     quality = fits if in_fold is None else combine_evidence(fits, in_fold)
+    is_issue = lowest(quality, round(noise.wrong))
+    p_suggested = np.where(is_issue, (1.0 - quality) * share, 0.0)
+    if guard.passed:
+        trust = min(1.0, noise.wrong / count / _MUCH_NOISE)
+        for few in np.array_split(np.flatnonzero(is_issue), len(_chunks(count, classes))):
+            seen = None if in_fold is None else in_fold[few]
+            bold = _without_noise(p[few], given[few], suggested[few], seen, noise.transition)
+            p_suggested[few] += trust * (bold - p_suggested[few])
     method: Method = "posterior" if in_fold is None else "posterior with in-fold evidence"
     return Audit(
         quality=quality,
-        is_issue=lowest(quality, round(noise.wrong)),
+        is_issue=is_issue,
         suggested=suggested,
-        p_suggested=(1.0 - quality) * share,
+        p_suggested=p_suggested,
         posterior=fits,
         noise=noise,
         transition=transition,
@@ -184,6 +195,21 @@ def audit_tags(p: Floats, given: Bools, in_fold: Floats | None = None) -> TagAud
         is_issue=np.stack([audit.is_issue for audit in audits], axis=1),
         classes=audits,
     )
+
+
+def _without_noise(
+    p: Probabilities, given: Indices, suggested: Indices, in_fold: Floats | None, transition: Floats
+) -> Floats:
+    """The probability of each suggestion, (N,), by p with the noise of the labels taken out.
+
+    The probabilities as they are hold that noise, and say too little of a suggestion where there is much of it; these
+    say too much where there is little.
+    """
+    sharp = deconvolve(np.asarray(p, np.float64), transition)
+    quality = posterior(sharp, given, transition)
+    if in_fold is not None:
+        quality = combine_evidence(quality, in_fold)
+    return (1.0 - quality) * share_of_others(sharp, given, transition, suggested)
 
 
 def lowest(quality: Floats, count: int) -> Bools:

@@ -39,7 +39,7 @@ class ApplyFlags(Flags):
     decisions: Path | None = Field(None, description="file of decisions, .csv or .jsonl; or Label Studio's .json")
     accept_issues: CliToggleFlag[bool] = Field(
         False,
-        description="accept unseen the suggestions that are sure (p_suggested of .8 or more), of flagged labels",
+        description="accept unseen the suggestions that are sure (p_suggested of .85 or more), of flagged labels",
     )
     link: CliToggleFlag[bool] = Field(False, description="link to the original images instead of copying them")
     separator: str = Field("|", description="between several labels in one cell")

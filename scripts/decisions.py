@@ -15,7 +15,7 @@ from scripts.readers import DataSet, Sample
 from scripts.tables import Problems, sniff_delimiter
 
 KEEP, ACCEPT, DROP = "keep", "accept", "drop"
-SURE = 0.8
+SURE = 0.85
 """From this probability on a suggestion is accepted unseen."""
 
 

@@ -64,17 +64,24 @@ def test_sure_suggestions_are_right_and_leave_every_class_its_members() -> None:
         assert (after >= before - 0.001).all()
         for k in range(10):
             held = (cell.given == k) & (cell.true == k)
-            assert (corrected[held] == k).mean() >= 0.9
+            assert (corrected[held] == k).mean() >= 0.8
     assert np.mean(precisions) >= 0.94 and min(precisions) >= 0.88
-    assert np.mean(gains) >= 0.027 and min(gains) > 0.0
+    assert np.mean(gains) >= 0.048 and min(gains) >= 0.019
 
 
-def test_the_suggestion_and_the_given_label_share_what_is_probable() -> None:
-    cell = load("lt_pair_10")
-    audit = audit_labels(cell.p, cell.given, cell.in_fold)
-    assert ((audit.p_suggested >= 0.0) & (audit.p_suggested + audit.quality <= 1.0 + 1e-12)).all()
-    two = audit_labels(np.stack([1.0 - cell.p[:, 0], cell.p[:, 0]], axis=1), (cell.given == 0).astype(np.intp))
-    assert two.p_suggested == pytest.approx(1.0 - two.quality, abs=1e-9)
+def test_the_probability_of_the_suggestions_is_how_often_they_are_right() -> None:
+    said, true = [], []
+    for name in CELLS:
+        cell = load(name)
+        audit = audit_labels(cell.p, cell.given, cell.in_fold)
+        issues = audit.is_issue
+        assert ((audit.p_suggested >= 0.0) & (audit.p_suggested <= 1.0)).all() and (
+            audit.p_suggested[~issues] == 0
+        ).all()
+        said.append(audit.p_suggested[issues].mean())
+        true.append((audit.suggested[issues] == cell.true[issues]).mean())
+    assert abs(np.mean(said) - np.mean(true)) <= 0.03
+    assert np.abs(np.subtract(said, true)).max() <= 0.13
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name.startswith("lt_")])
