@@ -28,8 +28,8 @@ class ApplyFlags(Flags):
     The decisions are a CSV or JSON Lines file with the columns `image` and `decision`: accept (the suggestion), keep,
     drop, or empty (keep); or `label`, the class to give (several as a|b). issues.csv with a column more will do, and so
     will Label Studio's JSON export of label_studio.json. Of boxes the file also has `box_id` and `box` (x1|y1|x2|y2): a
-    row without box_id draws a box. The original is never touched, and OUT must not exist. changes.csv in OUT tells
-    every change.
+    row without box_id draws a box; in Label Studio's export its rectangles are the decisions. The original is never
+    touched, and OUT must not exist. changes.csv in OUT tells every change.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="focalserve apply")

@@ -10,6 +10,7 @@ from typing import Any
 from models.errors import InvalidInput
 from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_decisions import BoxEdits, read_box_decisions
+from scripts.box_label_studio import read_box_export
 from scripts.box_readers import infer_box_format, read_boxes
 from scripts.box_writers import BOX_WRITERS
 from scripts.drafts import drafted, put_file
@@ -28,7 +29,7 @@ def apply_boxes(
         audit: the folder of the audit, for its issues.jsonl.
         source: what was audited.
         settings: of the audit: its `fingerprint`, and `images`, the folder of the pictures where that is elsewhere.
-        decisions: the file of decisions.
+        decisions: the file of decisions; .json: Label Studio's export.
         out: the new folder.
         link: link to the pictures instead of copying them.
 
@@ -47,7 +48,10 @@ def apply_boxes(
     data = read_boxes(source, images=images, on_bad_image="skip", on_bad_box="drop")
     if data.fingerprint() != settings["fingerprint"]:
         raise InvalidInput(f"{source} has changed since it was audited; audit it again")
-    edits = read_box_decisions(decisions, data, read_box_issues(audit / "issues.jsonl"))
+    if decisions.suffix.lower() == ".json":
+        edits = read_box_export(decisions, data, settings["fingerprint"])
+    else:
+        edits = read_box_decisions(decisions, data, read_box_issues(audit / "issues.jsonl"))
     base = source if source.is_dir() else source.parent
     with drafted(out) as draft:
         pictures = draft if data.root == base.absolute() else draft / "images"

@@ -26,6 +26,7 @@ from scripts.batches import Indices, epoch_batches
 from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_fiftyone import write_box_fiftyone
 from scripts.box_issues import COLUMNS, MISSING, BoxIssue, find_box_issues, make_box_rows
+from scripts.box_label_studio import write_box_interface, write_box_tasks
 from scripts.box_readers import read_boxes
 from scripts.box_report import write_box_report
 from scripts.clients import choose_bundle
@@ -62,6 +63,8 @@ def audit_boxes(flags: AuditFlags, interrupts: Interrupts) -> Path:
         issues = find_box_issues(data, ask_detector(flags, data, flags.bundle))
     write_issues(flags.out, make_box_rows(data, issues), COLUMNS)
     write_box_report(flags.out / "report.html", data, issues, flags.show, str(flags.data))
+    write_box_tasks(flags.out / "label_studio.json", data, issues, flags.image_url, fingerprint)
+    write_box_interface(flags.out / "label_studio.xml", data.labels)
     write_box_fiftyone(flags.out / FOLDER, data, issues)
     summary = summarize(data, issues) | {"in_sample": card is not None and card.data_fingerprint == fingerprint}
     with written_whole(flags.out / "summary.json") as file:

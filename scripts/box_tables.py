@@ -91,11 +91,16 @@ def read_box(values: Sequence[object]) -> Box:
     """
     if len(values) != 4:
         raise InvalidInput(f"{len(values)} numbers where a box has 4")
-    first, second, third, fourth = (_number(value) for value in values)
+    first, second, third, fourth = (read_number(value) for value in values)
     return first, second, third, fourth
 
 
-def _number(value: object) -> float:
+def read_number(value: object) -> float:
+    """A number, as JSON or text has it.
+
+    Raises:
+        InvalidInput: it is no finite number.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
         raise InvalidInput(f"{str(value)[:20]!r} is not a number")
     try:

@@ -1,7 +1,7 @@
 """Label Studio: the flagged labels as tasks that it imports, and the decisions in what it exports.
 
 The image, the suggestion as a prediction, the quality as its score. `label_studio.xml` is the labelling interface that
-goes with the tasks; its choice `drop` says that an image should go.
+goes with the tasks; its choice `drop` says that an image should go. Boxes: scripts/box_label_studio.py.
 """
 
 import json
@@ -17,6 +17,8 @@ from scripts.report import Findings
 from scripts.tables import Problems
 
 DROP = "drop"
+CONTROL, IMAGE = "label", "image"
+"""Names of the two tags of the labelling interface, which every region repeats."""
 Row = dict[str, Any]
 
 
@@ -29,20 +31,38 @@ def write_tasks(path: Path, findings: Findings, prefix: str) -> None:
         prefix: what stands before an image's path; Label Studio serves local files at `/data/local-files/?d=`.
     """
     rows = make_rows(findings.data, findings.judged, None, findings.duplicates)
-    tasks = [_task(row, prefix) for _, row in rows if row["is_label_issue"]]
+    write_list(path, [_task(row, prefix) for _, row in rows if row["is_label_issue"]])
+
+
+def write_list(path: Path, tasks: Sequence[Row]) -> None:
+    """Writes tasks as the JSON file that Label Studio imports."""
     with written_whole(path) as file:
         json.dump(tasks, file, ensure_ascii=False, indent=1)
+
+
+def image_data(image: str, prefix: str) -> Row:
+    """What a task's data says of its image: the address that Label Studio shows, and the path that `image_of` reads."""
+    return {"image": prefix + quote(image), "path": image}
+
+
+def make_prediction(score: float, result: Sequence[Row]) -> Row:
+    """A task's prediction; Label Studio sorts tasks by its score."""
+    return {"model_version": "focalserve audit", "score": score, "result": list(result)}
 
 
 def write_interface(path: Path, labels: Sequence[str], several: bool) -> None:
     """Writes the labelling interface for a Label Studio project: the image, a choice for each class, and `drop`."""
     names = [*labels, *([] if DROP in labels else [DROP])]
-    choices = "".join(f"\n    <Choice value={quoteattr(name)}/>" for name in names)
-    how = "multiple" if several else "single"
+    write_view(path, "Choices", "choice", "multiple" if several else "single", "Choice", names)
+
+
+def write_view(path: Path, tag: str, attribute: str, value: str, entry: str, names: Sequence[str]) -> None:
+    """Writes a labelling interface of the image and one control tag with an entry for each name."""
+    entries = "".join(f"\n    <{entry} value={quoteattr(name)}/>" for name in names)
     with written_whole(path) as file:
         file.write(
-            '<View>\n  <Image name="image" value="$image"/>\n'
-            f'  <Choices name="label" toName="image" choice="{how}">{choices}\n  </Choices>\n</View>\n'
+            f'<View>\n  <Image name="{IMAGE}" value="$image"/>\n'
+            f'  <{tag} name="{CONTROL}" toName="{IMAGE}" {attribute}="{value}">{entries}\n  </{tag}>\n</View>\n'
         )
 
 
@@ -59,15 +79,8 @@ def read_export(path: Path, labels: Sequence[str]) -> list[tuple[str, Row]]:
     Raises:
         InvalidInput: not such a file, or annotators disagree.
     """
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path.name}: cannot be read: {error}") from None
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise InvalidInput(f"{path.name}: not Label Studio's JSON export, which is a list of tasks")
     problems, rows = Problems(path.name), list[tuple[str, Row]]()
-    for number, task in enumerate(tasks, start=1):
-        place = f"{path.name}: task {task.get('id', number)}"
+    for place, task in read_tasks(path):
         try:
             row = _decision(task, labels)
         except InvalidInput as error:
@@ -77,6 +90,21 @@ def read_export(path: Path, labels: Sequence[str]) -> list[tuple[str, Row]]:
             rows.append((place, row))
     problems.stop_if_any()
     return rows
+
+
+def read_tasks(path: Path) -> list[tuple[str, Row]]:
+    """The tasks of an export with their places.
+
+    Raises:
+        InvalidInput: not such a file.
+    """
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path.name}: cannot be read: {error}") from None
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise InvalidInput(f"{path.name}: not Label Studio's JSON export, which is a list of tasks")
+    return [(f"{path.name}: task {task.get('id', number)}", task) for number, task in enumerate(tasks, start=1)]
 
 
 def finished(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -130,20 +158,9 @@ def _chosen(result: Sequence[object]) -> list[str]:
 def _task(row: Row, prefix: str) -> Row:
     suggested = row["suggested_label"]
     choices = suggested if isinstance(suggested, list) else [suggested]
+    region = {"from_name": CONTROL, "to_name": IMAGE, "type": "choices", "value": {"choices": choices}}
+    about = {"given_label": row["given_label"], "label_score": row["label_score"]}
     return {
-        "data": {
-            "image": prefix + quote(row["image"]),
-            "path": row["image"],
-            "given_label": row["given_label"],
-            "label_score": row["label_score"],
-        },
-        "predictions": [
-            {
-                "model_version": "focalserve audit",
-                "score": row["label_score"],
-                "result": [
-                    {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": choices}}
-                ],
-            }
-        ],
+        "data": image_data(row["image"], prefix) | about,
+        "predictions": [make_prediction(row["label_score"], [region])],
     }
