@@ -26,7 +26,6 @@ COLUMNS = (
     "margin",
     "loss",
 )
-_LINE = "{" + ", ".join(f'"{column}": %s' for column in COLUMNS) + "}\n"
 _QUOTE = '"'
 _SPECIAL = re.compile(r'[",\r\n]')
 _AT_ONCE = 20_000
@@ -50,35 +49,37 @@ def write_row_issues(
             rows = order[start : start + _AT_ONCE]
             names = None if ids is None else ids[rows].tolist()
             issue = judged.is_issue[rows].tolist()
-            ranks = _texts(list(range(start + 1, start + 1 + len(rows))))
+            known = [_texts(list(range(start + 1, start + 1 + len(rows)))), _texts(rows.tolist())]
             labels = _texts(given[rows].tolist())
-            suggested = _texts([judged.suggested[row][0] for row in rows.tolist()])
-            sure = _texts(judged.p_suggested[rows].tolist())
+            better = (
+                _texts([judged.suggested[row][0] for row in rows.tolist()]),
+                _texts(judged.p_suggested[rows].tolist()),
+            )
             parts = (judged.quality, judged.posterior, judged.p_given, judged.margin, judged.loss)
             numbers = [_texts(part[rows].tolist()) for part in parts]
-            front, back = [ranks, _texts(rows.tolist())], [list(map(str, issue)), *numbers]
-            columns = [
-                *front,
-                _cells(names, len(rows)),
-                labels,
-                _where(issue, suggested, ""),
-                _where(issue, sure, ""),
-                *back,
-            ]
-            table.write("".join(f"{','.join(row)}\r\n" for row in zip(*columns, strict=True)))
-            back = [_texts(issue), *numbers]
-            said = [_where(issue, suggested, "null"), _where(issue, sure, "null")]
-            columns = [*front, _encoded(names, len(rows)), labels, *said, *back]
-            lines.write("".join(_LINE % row for row in zip(*columns, strict=True)))
+            table.write("".join(map(_row, *known, _cells(names, len(rows)), labels, issue, *better, *numbers)))
+            lines.write("".join(map(_line, *known, _encoded(names, len(rows)), labels, issue, *better, *numbers)))
+
+
+def _row(rank: str, row: str, name: str, given: str, issue: bool, better: str, sure: str, quality: str, posterior: str,
+         p_given: str, margin: str, loss: str) -> str:  # fmt: skip
+    suggestion = f"{better},{sure},True" if issue else ",,False"
+    return f"{rank},{row},{name},{given},{suggestion},{quality},{posterior},{p_given},{margin},{loss}\r\n"
+
+
+def _line(rank: str, row: str, name: str, given: str, issue: bool, better: str, sure: str, quality: str,
+          posterior: str, p_given: str, margin: str, loss: str) -> str:  # fmt: skip
+    suggestion = (better, sure, "true") if issue else ("null", "null", "false")
+    return (
+        f'{{"rank": {rank}, "row": {row}, "id": {name}, "given_label": {given}, "suggested_label": {suggestion[0]}, '
+        f'"p_suggested": {suggestion[1]}, "is_label_issue": {suggestion[2]}, "label_score": {quality}, '
+        f'"posterior": {posterior}, "p_given": {p_given}, "margin": {margin}, "loss": {loss}}}\n'
+    )
 
 
 def _texts(values: Sequence[float]) -> list[str]:
     """Numbers as text, exact; six times as fast as `repr` each."""
     return to_json(values).decode()[1:-1].split(",")
-
-
-def _where(issue: Sequence[bool], texts: Sequence[str], otherwise: str) -> list[str]:
-    return [text if flag else otherwise for text, flag in zip(texts, issue, strict=True)]
 
 
 def _encoded(names: Sequence[str | int] | None, count: int) -> list[str]:
