@@ -10,6 +10,7 @@ from models.noise import (
     NoiseCount,
     best_other,
     combine_evidence,
+    combine_twins,
     count_noise,
     deconvolve,
     evenly,
@@ -119,7 +120,7 @@ def check_calibration(p: Probabilities, given: Indices) -> Guard:
     return Guard(gap, shift, bool(passed))
 
 
-def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None) -> Audit:
+def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None, twin: Indices | None = None) -> Audit:
     """Audits labels of K exclusive classes.
 
     Args:
@@ -127,6 +128,7 @@ def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None
             training from the second on (a memory map will do); of a focal-trained model after the inverse of its bias.
         given: (N,) class indices.
         in_fold: (N,) mean over the epochs of the probability of the given label while it was trained on.
+        twin: (N,) position of an image that looks the same and has another label; -1 where there is none.
 
     Returns:
         The audit. Where the guard does not pass, the quality is the plain probability of the given label.
@@ -149,6 +151,8 @@ def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None
         suggested[chunk] = best_other(scaled, y, transition)
         share[chunk] = share_of_others(scaled, y, transition, suggested[chunk])
     quality = fits if in_fold is None else combine_evidence(fits, in_fold)
+    if twin is not None:
+        quality = combine_twins(quality, twin)
     is_issue = lowest(quality, round(noise.wrong))
     p_suggested = np.where(is_issue, (1.0 - quality) * share, 0.0)
     if guard.passed:

@@ -31,6 +31,8 @@ _COUNT_STEPS = 5
 _ANCHORS = 0.2
 _ANCHOR_STRENGTH = 5.0
 _DECONVOLUTION_STEPS = 20
+_ONE_CLASS = 0.95
+"""The probability that pictures that look the same are of one class."""
 _COUNT_WORK = 500_000_000
 """Rows times classes squared that are deconvolved at most: beyond, evenly spaced rows."""
 
@@ -154,6 +156,26 @@ def combine_evidence(quality: Floats, in_fold: Floats) -> Floats:
     first, second = (np.clip(part, 1e-5, 1.0 - 1e-5) for part in (quality, np.asarray(in_fold, np.float64)))
     both = first * second
     return np.asarray(both / (both + (1.0 - first) * (1.0 - second)))
+
+
+def combine_twins(quality: Floats, twin: Indices) -> Floats:
+    """Adds what a picture that looks the same and has another label says: they are of one class, so one label is wrong.
+
+    Both are taken to be right or wrong independently, but for that; in one of twenty such pairs the classes do differ.
+
+    Args:
+        quality: (N,) probability that each given label is right.
+        twin: (N,) position of such a picture; -1 where there is none.
+
+    Returns:
+        (N,) in [0, 1]; as it was where there is no twin.
+    """
+    rows = np.flatnonzero(twin >= 0)
+    out = np.array(quality, np.float64)
+    own, other = quality[rows], quality[twin[rows]]
+    both = own * other
+    out[rows] = np.clip((own - _ONE_CLASS * both) / np.maximum(1.0 - _ONE_CLASS * both, _FLOOR), 0.0, 1.0)
+    return out
 
 
 def deconvolve(p: Floats, transition: Floats) -> Floats:

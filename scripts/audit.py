@@ -22,7 +22,7 @@ from scripts.box_readers import is_detection
 from scripts.checkpoint import locked
 from scripts.clients import choose_bundle
 from scripts.crossfit import cross_fit, given_labels
-from scripts.duplicates import find_duplicates
+from scripts.duplicates import Duplicates, find_duplicates
 from scripts.fiftyone import FOLDER, write_fiftyone
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.issues import Judged, judge_classes, judge_tags, make_rows, write_issues, written_whole
@@ -71,8 +71,8 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
         p, in_fold, fold, gamma = found.p, found.in_fold, found.fold, 0.0
     else:
         p, in_fold, fold, gamma = ask_bundle(flags, data, flags.bundle), None, None, card.loss.gamma
-    judged = judge(data, p, given, in_fold, gamma)
     duplicates = find_duplicates(data)
+    judged = judge(data, p, given, in_fold, gamma, duplicates)
     rows = make_rows(data, judged, fold, duplicates)
     worst = [next(rows) for _ in range(min(flags.show, len(data.samples)))]
     write_issues(flags.out, make_rows(data, judged, fold, duplicates))
@@ -108,7 +108,8 @@ def ask_bundle(flags: AuditFlags, data: DataSet, folder: Path) -> NDArray[np.flo
 
 
 def judge(
-    data: DataSet, p: NDArray[np.float32], given: NDArray[Any], in_fold: Floats | None, gamma: float
+    data: DataSet, p: NDArray[np.float32], given: NDArray[Any], in_fold: Floats | None, gamma: float,
+    duplicates: Duplicates,
 ) -> Judged:  # fmt: skip
     """Audits by the task."""
     if data.task == "multilabel":
@@ -116,7 +117,8 @@ def judge(
         return judge_tags(audit_tags(wide, yes, in_fold), wide, yes, in_fold, gamma)
     classes = np.asarray(np.concatenate([1.0 - p, p], axis=1) if data.task == "binary" else p)
     watched = None if in_fold is None else in_fold[:, 0]
-    return judge_classes(audit_labels(classes, given, watched), classes, given, watched, gamma)
+    twin = np.array([-1 if (other := duplicates.of(row)) is None else other for row in range(len(given))], np.intp)
+    return judge_classes(audit_labels(classes, given, watched, twin), classes, given, watched, gamma)
 
 
 def summarize(findings: Findings) -> dict[str, Any]:

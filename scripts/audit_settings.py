@@ -13,6 +13,8 @@ from scripts.config import TrainConfig
 from scripts.flags import Flags
 from scripts.issues import written_whole
 
+_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 450, 8, 20
+"""Fewer steps leave nets that know too little to tell wrong labels; many more, and they learn those by heart."""
 _START_ONLY = {"data", "out", "restart", "threads", "cache_mb", "show", "device", "image_url"}
 
 
@@ -45,7 +47,8 @@ class AuditFlags(Flags):
     image_size: str = Field("auto", description="as of focalserve train")
     resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="how images are fitted")
     epochs: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="of each net; few, so that wrong labels are not learnt: 8, of detectors 12"
+        None,
+        description="of each net; 8 to 20, the fewer the more images: wrong labels are learnt late; of detectors 12",
     )
     batch_size: Annotated[int, Field(ge=2)] | None = Field(
         None, description="images per step; 16 to 128 by their number"
@@ -70,7 +73,9 @@ class AuditFlags(Flags):
             said |= {} if self.batch_size is None else {"batch_size": self.batch_size}
             return TrainConfig(**said, epochs=self.epochs or 12).as_detection()
         size = self.batch_size or min(128, max(16, images // 32))
-        return TrainConfig(**shared, epochs=self.epochs or 8, batch_size=size, gamma=0.0, alpha="none")
+        steps = max(1, images * (self.folds - 1) // self.folds // size)
+        epochs = self.epochs or min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_STEPS / steps)))
+        return TrainConfig(**shared, epochs=epochs, batch_size=size, gamma=0.0, alpha="none")
 
 
 def remember(flags: AuditFlags, fingerprint: str) -> None:

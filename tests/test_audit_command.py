@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from models.noise import combine_evidence
 from scripts import cli, crossfit, train
 from scripts.audit import main
 from scripts.interrupts import Interrupted
 from tests.pictures import draw, draw_folders, draw_list
 
 FAST = ["--threads", "1", "--folds", "3", "--epochs", "4", "--batch-size", "16", "--device", "cpu"]
+WRONG = {*(f"red/plain_{k:03d}.png" for k in range(5)), "plain/twin.png"}
 
 
 def mislabel(folder: Path, count: int) -> set[str]:
@@ -52,9 +55,8 @@ def test_the_wrong_labels_are_the_first_and_have_their_suggestion(audited: Path)
     rows = issues(audited)
     assert [row["rank"] for row in rows] == list(range(1, 152))
     worst = {row["image"]: row for row in rows[:6]}
-    wrong = {f"red/plain_{k:03d}.png" for k in range(5)} | {"plain/twin.png"}
-    assert len(wrong & set(worst)) >= 5
-    flagged = [row for row in rows if row["is_label_issue"] and row["image"] in wrong]
+    assert len(WRONG & set(worst)) >= 5
+    flagged = [row for row in rows if row["is_label_issue"] and row["image"] in WRONG]
     assert flagged
     assert all(row["suggested_label"] == ("barred" if "twin" in row["image"] else "plain") for row in flagged)
     assert [row["label_score"] for row in rows] == sorted(row["label_score"] for row in rows)
@@ -123,12 +125,20 @@ def test_copies_with_another_label_are_named(audited: Path) -> None:
     assert twins["plain/twin.png"]["duplicate_of"] == "barred/barred_007.png"
     assert twins["plain/twin.png"]["duplicate_label"] == "barred"
     assert {row["cause"] for row in twins.values()} == {"duplicate with another label"}
+    alone = {
+        name: float(combine_evidence(np.array([row["posterior"]]), np.array([row["p_in_fold"]]))[0])
+        for name, row in twins.items()
+    }
+    for name, row in twins.items():
+        assert 0.0 <= row["label_score"] < alone[name], "each is doubted for the other's sake"
 
 
 def test_a_suggestion_says_how_sure_it_is(audited: Path) -> None:
     rows = issues(audited)
     assert all((row["p_suggested"] is None) != row["is_label_issue"] for row in rows)
-    assert all(row["p_suggested"] <= 1.0 - row["label_score"] + 1e-9 for row in rows if row["is_label_issue"])
+    sure = {row["image"]: row["p_suggested"] for row in rows if row["is_label_issue"]}
+    assert all(0.0 <= p <= 1.0 for p in sure.values())
+    assert {image for image, p in sure.items() if p > 0.5} == WRONG & sure.keys()
 
 
 def test_the_summary_counts(audited: Path) -> None:

@@ -9,6 +9,7 @@ from models.noise import (
     anchor_transition,
     best_other,
     combine_evidence,
+    combine_twins,
     count_noise,
     deconvolve,
     evenly,
@@ -131,3 +132,15 @@ def test_hardly_anything_is_counted_where_nothing_is_wrong(classes: int) -> None
 def test_rows_are_spaced_evenly_and_none_is_left_out_where_they_fit() -> None:
     assert evenly(5, 9).tolist() == [0, 1, 2, 3, 4]
     assert evenly(9, 3).tolist() == [0, 4, 8]
+
+
+def test_of_two_pictures_that_look_the_same_one_label_is_doubted_and_the_surer_one_less() -> None:
+    quality = np.array([0.9, 0.5, 0.7, 1.0, 1.0])
+    found = combine_twins(quality, np.array([1, 0, -1, 4, 3]))
+    right = 0.9 * 0.5  # both right: only in one pair of twenty
+    assert found[0] == pytest.approx((0.9 - 0.95 * right) / (1 - 0.95 * right))
+    assert found[1] == pytest.approx((0.5 - 0.95 * right) / (1 - 0.95 * right))
+    assert found[2] == 0.7
+    assert found[3] == found[4] == pytest.approx(1.0)  # surely right both: two classes that look the same
+    assert (found[:2] < quality[:2]).all() and found[0] > found[1]
+    assert combine_twins(np.array([1e-9, 0.9]), np.array([1, 0]))[1] == pytest.approx(0.9)
