@@ -27,7 +27,8 @@ Bools = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 Method = Literal["posterior", "posterior with in-fold evidence", "probability of the given label"]
 
-_FAR = 0.1
+FAR = 0.1
+"""How far off honest probabilities are at most; the scaling mends less."""
 _FIT_NUMBERS = 10_000_000
 """How many probabilities T and the scaling are fitted on at most, so that memory does not grow with the data."""
 _CHUNK_NUMBERS = 2_000_000
@@ -116,7 +117,7 @@ def check_calibration(p: Probabilities, given: Indices) -> Guard:
     shift = 0.5 * float(np.abs(mean - np.bincount(given, minlength=classes)).sum()) / count
     by_chance = np.sqrt(2.0 / np.pi) * 0.5 * float(np.sqrt(np.maximum(spread, 0.0)).sum()) / count
     gap_by_chance = float(np.sqrt(np.maximum(best * (1.0 - best), 0.0).mean() / count))
-    passed = abs(gap) <= max(_FAR, 3.0 * gap_by_chance) and shift <= max(_FAR, 2.0 * by_chance)
+    passed = abs(gap) <= max(FAR, 3.0 * gap_by_chance) and shift <= max(FAR, 2.0 * by_chance)
     return Guard(gap, shift, bool(passed))
 
 

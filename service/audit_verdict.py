@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.audit import Guard, audit_labels, audit_tags, check_calibration
+from models.audit import FAR, Guard, audit_labels, audit_tags, check_calibration
 from models.card import ModelCard
 from models.noise import evenly
 from models.scaling import fit_vector_scaling
@@ -16,8 +16,7 @@ from service.audit_file import AuditFile
 from service.audit_records import AuditRecord, AuditSummary, ClassSummary, GuardInfo, Verdicts
 
 _LEAST_ROWS, _LEAST_PER_CLASS = 100, 10
-_MOST_CLASSES = 256
-_UNDER_CONFIDENT = -0.05
+_MOST_CLASSES = 1000
 _FIT_NUMBERS = 2_000_000
 _TOGETHER = "posterior of the given label under the noise of this audit's own labels"
 _FITTED = "the labels differ from the model more often than it expects: it is over-confident, or many labels are wrong"
@@ -134,7 +133,7 @@ def _is_usable(guard: Guard) -> bool:
     Such labels make the model look over-confident and move the shares of the classes; one temperature and one bias per
     class undo both. A loss whose bias was not undone, or a moved prior, makes it look under-confident instead.
     """
-    return guard.passed or guard.gap > _UNDER_CONFIDENT
+    return guard.passed or guard.gap > -FAR
 
 
 def _fit(p: NDArray[Any], given: NDArray[np.intp]) -> None:
