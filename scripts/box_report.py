@@ -17,10 +17,12 @@ from models.image import decode_image
 from scripts.box_data import BoxDataSet
 from scripts.box_issues import MISSING, BoxIssue
 from scripts.box_tables import Box
+from scripts.charts import class_bars, heat_table, loss_histogram
 from scripts.pages import html_table, write_page
 
 _MARGIN = 0.6  # of the longer side of what is shown
 _LEAST = 48.0  # pixels shown around a small box
+_MOST_PAIRS = 20
 _MOST = 320  # pixels of a picture's side in the report
 
 
@@ -40,6 +42,7 @@ def write_box_report(path: Path, data: BoxDataSet, issues: Sequence[BoxIssue], s
         f'<h2>The {min(show, len(issues))} worst</h2><ul class="worst">{shown}</ul>',
         _swaps(data, issues),
         _classes(data, issues),
+        _losses(issues),
     ]
     write_page(path, f"Boxes of {title}", sections)
 
@@ -48,26 +51,37 @@ def _summary(data: BoxDataSet, issues: Sequence[BoxIssue]) -> str:
     causes = Counter(issue.cause for issue in issues if issue.is_issue)
     rows = [[escape(cause.replace("_", " ")), f"{causes[cause]:,}"] for cause in (*CAUSES[1:], MISSING)]
     given = sum(issue.given is not None for issue in issues)
+    wrong = causes.total() - causes[MISSING]
     return (
-        f"<p>{len(data.samples):,} pictures, {len(data.labels)} classes, {given:,} given boxes judged; "
-        f"{causes.total():,} issues.</p>" + html_table(["cause", "boxes"], rows)
+        f"<p>{len(data.samples):,} pictures, {len(data.labels)} classes, {given:,} given boxes judged. "
+        f"<b>{wrong:,} of them ({wrong / max(1, given):.1%}) look wrong</b>, {causes[MISSING]:,} objects have none.</p>"
+        + html_table(["cause", "boxes"], rows)
     )
 
 
 def _swaps(data: BoxDataSet, issues: Sequence[BoxIssue]) -> str:
-    pairs = Counter((issue.given[0], issue.label) for issue in issues
-                    if issue.is_issue and issue.given is not None and issue.label is not None)  # fmt: skip
-    rows = [[escape(data.labels[a]), escape(data.labels[b]), str(count)] for (a, b), count in pairs.most_common(20)
-            if b is not None]  # fmt: skip
-    return "<h2>Swapped classes</h2>" + html_table(["given", "suggested", "boxes"], rows) if rows else ""
+    counts = np.zeros((len(data.labels), len(data.labels)), np.int64)
+    for issue in issues:
+        if issue.is_issue and issue.given is not None and issue.label is not None:
+            counts[issue.given[0], issue.label] += 1
+    order = np.argsort(-counts, axis=None, kind="stable")[:_MOST_PAIRS]
+    rows = [[escape(data.labels[a]), escape(data.labels[b]), str(counts[a, b])]
+            for a, b in zip(*np.unravel_index(order, counts.shape), strict=True) if counts[a, b]]  # fmt: skip
+    pairs = "<h2>Swapped classes</h2>" + html_table(["given", "suggested", "boxes"], rows) if rows else ""
+    return pairs + heat_table(data.labels, counts)
 
 
 def _classes(data: BoxDataSet, issues: Sequence[BoxIssue]) -> str:
     flagged = Counter(issue.given[0] for issue in issues if issue.is_issue and issue.given is not None)
-    missing = Counter(issue.label for issue in issues if issue.cause == MISSING)
-    rows = [[escape(label), f"{count:,}", str(flagged[k]), str(missing[k])]
-            for k, (label, count) in enumerate(zip(data.labels, data.counts.tolist(), strict=True))]  # fmt: skip
-    return "<h2>Classes</h2>" + html_table(["class", "boxes", "flagged", "missing"], rows)
+    missing = Counter(issue.label for issue in issues if issue.cause == MISSING and issue.label is not None)
+    return class_bars(data.labels, data.counts, flagged, "boxes", {"missing": missing})
+
+
+def _losses(issues: Sequence[BoxIssue]) -> str:
+    given = [issue for issue in issues if issue.given is not None]
+    return loss_histogram(
+        np.array([issue.loss for issue in given]), np.array([issue.is_issue for issue in given], bool)
+    )
 
 
 def _card(rank: int, issue: BoxIssue, data: BoxDataSet) -> str:

@@ -15,14 +15,13 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from models.image import decode_image
+from scripts.charts import class_bars, heat_table, loss_histogram
 from scripts.duplicates import Duplicates
 from scripts.issues import Judged, names
 from scripts.pages import html_table, write_page
 from scripts.readers import DataSet, Sample
 
 _THUMBNAIL = 112
-_BINS = 30
-_MOST_CLASSES = 30
 _MOST_TWINS = 100
 _MOST_PAIRS = 20
 
@@ -60,7 +59,7 @@ def write_report(path: Path, findings: Findings, title: str) -> None:
         _pairs(findings),
         _heat(findings),
         _balance(findings),
-        _histogram(findings),
+        loss_histogram(findings.judged.loss, findings.judged.is_issue),
         _twins(findings),
     ]
     write_page(path, f"Labels of {title}", sections)
@@ -143,53 +142,13 @@ def _pairs(findings: Findings) -> str:
 
 
 def _heat(findings: Findings) -> str:
-    labels = findings.data.labels
-    if findings.data.task == "multilabel" or len(labels) > _MOST_CLASSES:
-        return ""
-    counts = heat_counts(findings)
-    most = max(1, int(counts.max()))
-    lines = ["<tr><th>given \\ suggested</th>" + "".join(f"<th>{escape(label)}</th>" for label in labels) + "</tr>"]
-    for label, row in zip(labels, counts.tolist(), strict=True):
-        cells = "".join(f'<td style="background: rgb(209 96 61 / {0.85 * n / most:.2f})">{n or ""}</td>' for n in row)
-        lines.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
-    return f'<h2>Flagged labels: given and suggested</h2><div class="scroll"><table>{"".join(lines)}</table></div>'
+    return "" if findings.data.task == "multilabel" else heat_table(findings.data.labels, heat_counts(findings))
 
 
 def _balance(findings: Findings) -> str:
-    data, counts = findings.data, findings.data.counts
+    data = findings.data
     flagged = Counter(k for row in np.flatnonzero(findings.judged.is_issue).tolist() for k in data.samples[row].classes)
-    rows = []
-    for k in np.argsort(-counts, kind="stable").tolist():
-        width = 240.0 * counts[k] / max(1, int(counts.max()))
-        bad = width * flagged[k] / max(1, int(counts[k]))
-        bar = (
-            f'<svg width="240" height="12" role="img" aria-label="{counts[k]}">'
-            f'<rect class="bar" width="{width:.1f}" height="12"/>'
-            f'<rect class="bad" width="{bad:.1f}" height="12"/></svg>'
-        )
-        rows.append([escape(data.labels[k]), f"{counts[k]:,}", f"{flagged[k]:,}", bar])
-    ratio = counts.max() / max(1, int(counts.min()))
-    return f"<h2>Classes</h2><p>Imbalance {ratio:.1f} : 1.</p>" + html_table(["class", "images", "flagged", ""], rows)
-
-
-def _histogram(findings: Findings) -> str:
-    """Losses of all labels and of the flagged ones; bars as the logarithm of their count."""
-    loss, issue = findings.judged.loss, findings.judged.is_issue
-    edges = np.linspace(0.0, max(1e-9, float(loss.max())), _BINS + 1)
-    every, bad = np.histogram(loss, edges)[0], np.histogram(loss[issue], edges)[0]
-    scale = 150.0 / np.log1p(max(1, int(every.max())))
-    bars = []
-    for k in range(_BINS):
-        for name, count in (("bar", every[k]), ("bad", bad[k])):
-            high = scale * float(np.log1p(count))
-            bars.append(f'<rect class="{name}" x="{20 * k}" y="{150 - high:.1f}" width="18" height="{high:.1f}">'
-                        f"<title>{edges[k]:.2f} to {edges[k + 1]:.2f}: {count}</title></rect>")  # fmt: skip
-    axis = f'<text x="0" y="168">0</text><text x="600" y="168" text-anchor="end">loss {edges[-1]:.2f}</text>'
-    return (
-        "<h2>Loss</h2><p>Of all labels, and in the other colour of the flagged ones; heights are logarithmic.</p>"
-        '<svg viewBox="0 0 600 172" width="600" role="img" aria-label="histogram of the loss">'
-        f"{''.join(bars)}{axis}</svg>"
-    )
+    return class_bars(data.labels, data.counts, flagged, "images")
 
 
 def _twins(findings: Findings) -> str:

@@ -1,6 +1,7 @@
 """`focalserve audit` of boxes: cross-validated and by a bundle, gone on with, and applied."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,14 @@ def test_a_detector_that_knows_better_names_the_swapped_boxes(
     assert len(wrong & {str(row["box_id"]) for row in first}) >= 2
     summary = json.loads((tmp_path / "a" / "summary.json").read_text(encoding="utf-8"))
     assert summary["task"] == "detection" and summary["in_sample"] is False
-    assert "<svg" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    report = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg" in report and 'aria-label="histogram of the loss"' in report
+    flagged = [row for row in rows if row["is_label_issue"] and row["given_label"]]
+    given = len([row for row in rows if row["given_label"]])
+    assert f"{len(flagged):,} of them ({len(flagged) / given:.1%}) look wrong" in report
+    heat = report[report.index("given \\ suggested") :].split("</table>")[0]
+    swaps = sum(row["suggested_label"] is not None for row in flagged)
+    assert sum(int(cell) for cell in re.findall(r">(\d+)</td>", heat)) == swaps > 0
     decided = tmp_path / "decisions.jsonl"
     taken = next(row for row in first if str(row["box_id"]) in wrong and row["cause"] == "swapped")
     decision = {"image": taken["image"], "box_id": taken["box_id"], "decision": "accept"}
