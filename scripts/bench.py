@@ -1,6 +1,7 @@
 """`focalserve bench BUNDLE`: how near the service comes to the machine's limit, limit and service in one run."""
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -8,28 +9,42 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
-from pydantic_core import to_json
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
+from models.card import ImageInput
 from models.errors import FocalserveError, InvalidInput
 from models.image import load_input
+from scripts.bench_table import Row, median_row, print_rows
 from scripts.clients import choose_bundle
 from scripts.demo import free_port, wait_ready
 from scripts.flags import Flags
-from scripts.limits import alone, closed_form, limit, median_seconds, tensor_bodies, tensor_limit
+from scripts.limits import (
+    Bundled,
+    alone,
+    answer_json,
+    answering_tensors,
+    closed_form,
+    limit,
+    median_seconds,
+    predicting,
+    run_batch,
+    scoring_boxes,
+    tensor_bodies,
+    tensor_limit,
+)
 from scripts.load import Load, labelled_form, loss_body, run_load, seconds_of_one
 from service.catalog import open_engine
 from service.detector import DetectorEngine
-from service.engine import Engine
-from service.predictions import answer_rows, predict_items
 from service.settings import load_settings, usable_cores
 
 _LOSS_ROWS, _LOSS_CLASSES, _LOSS_IMAGES = 100_000, 100, 1_000
+_LOSS_PICTURES = 50
+"""Pictures with boxes in one request: a detector takes longer for each."""
 
 
 class BenchFlags(Flags):
@@ -53,29 +68,6 @@ class BenchFlags(Flags):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measured line.
-
-    Attributes:
-        name: of the line.
-        per_second: images (rows of /loss) per second.
-        ratio: to the limit of the same work in the same round; None for lines that are no service's.
-        p50_ms: median latency of a request.
-        p99_ms: 99th percentile.
-        cpu_ms: processor time of the service per image (row).
-        rss_mb: memory of the service after it.
-    """
-
-    name: str
-    per_second: float
-    ratio: float | None = None
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-    cpu_ms: float | None = None
-    rss_mb: float | None = None
-
-
-@dataclass(frozen=True)
 class Bench:
     """What is measured: a bundle in this process, and the same in a service of its own.
 
@@ -88,10 +80,15 @@ class Bench:
     """
 
     flags: BenchFlags
-    engine: Engine
+    engine: Bundled
     body: bytes
     service: "subprocess.Popen[bytes]"
     port: int
+
+    @property
+    def spec(self) -> ImageInput:
+        """The graph's input."""
+        return self.engine.card.input
 
     @property
     def image_type(self) -> str:
@@ -110,8 +107,6 @@ def main(argv: Sequence[str]) -> int:
     body = flags.image.read_bytes() if flags.image else made_up_jpeg(flags.size)
     settings = load_settings([])
     engine = open_engine(folder, settings.device, settings.threads)
-    if isinstance(engine, DetectorEngine):
-        raise InvalidInput("bench measures classifiers; this bundle is a detector")
     load_input(body, engine.card.input)
     print(f"{engine.card.name} version {engine.card.version} on {engine.device}, {usable_cores()} cores")
     print(f"image of {len(body)} bytes to {engine.card.input.width} x {engine.card.input.height}")
@@ -126,9 +121,10 @@ def main(argv: Sequence[str]) -> int:
 
 def image_rows(bench: Bench) -> Iterator[Row]:
     """Encoded images to /predict."""
-    one = alone(bench.engine, bench.body)
+    work = predicting(bench.engine)
+    one = alone(bench.spec, work, bench.body)
     yield Row("one image in process", 1.0 / one, None, one * 1e3)
-    most = limit(bench.engine, bench.body, bench.flags.seconds)
+    most = limit(bench.spec, work, bench.body, bench.flags.seconds)
     yield Row("image: limit", most)
     yield from service_rows(
         bench, "image", bench.load("/predict", {"Content-Type": bench.image_type}, bench.body), most
@@ -137,8 +133,8 @@ def image_rows(bench: Bench) -> Iterator[Row]:
 
 def tensor_rows(bench: Bench, kind: str) -> Iterator[Row]:
     """Decoded images to the Open Inference Protocol."""
-    body, headers = tensor_bodies(load_input(bench.body, bench.engine.card.input).pixels)[kind]
-    most = tensor_limit(bench.engine, kind, body, headers, bench.flags.seconds)
+    body, headers = tensor_bodies(load_input(bench.body, bench.spec).pixels)[kind]
+    most = tensor_limit(bench.spec, answering_tensors(bench.engine), kind, body, headers, bench.flags.seconds)
     yield Row(f"{kind} tensor: limit", most)
     path = f"/v2/models/{bench.engine.card.name}/infer"
     yield from service_rows(bench, f"{kind} tensor", bench.load(path, headers, body), most)
@@ -175,10 +171,14 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
     yield one_request(
         bench, "the same, service", bench.load("/v2/models/focal_loss/infer", headers, body), _LOSS_ROWS, most
     )
-    most = limit(bench.engine, bench.body, bench.flags.seconds)
-    yield Row("image: limit", most)
-    form, headers = labelled_form(bench.body, bench.image_type, bench.engine.card.labels[0], _LOSS_IMAGES)
-    yield one_request(bench, f"loss of {_LOSS_IMAGES:,} images", bench.load("/loss", headers, form), _LOSS_IMAGES, most)
+    label, count, work = bench.engine.card.labels[0], _LOSS_IMAGES, predicting(bench.engine)
+    if isinstance(bench.engine, DetectorEngine):
+        boxes = made_up_boxes(*load_input(bench.body, bench.spec).size, label)
+        label, count, work = json.dumps(boxes), _LOSS_PICTURES, scoring_boxes(bench.engine, boxes)
+    most = limit(bench.spec, work, bench.body, bench.flags.seconds)
+    yield Row("images to score: limit", most)
+    form, headers = labelled_form(bench.body, bench.image_type, label, count)
+    yield one_request(bench, f"loss of {count:,} images", bench.load("/loss", headers, form), count, most)
 
 
 def one_request(bench: Bench, name: str, load: Load, count: int, most: float) -> Row:
@@ -198,53 +198,28 @@ WORK: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
-def print_stages(engine: Engine, body: bytes) -> None:
+def print_stages(engine: Bundled, body: bytes) -> None:
     """Milliseconds of one image, stage by stage, alone on the machine."""
-    card = engine.card
-    pixels = load_input(body, card.input).pixels
-    logits = engine.run(pixels[None])
-    answers = answer_rows(card, logits)
+    spec = engine.card.input
+    picture = load_input(body, spec)
+    results = run_batch(engine, [picture])
     stages: dict[str, Callable[[], object]] = {
-        "decode and resize": lambda: load_input(body, card.input),
-        "run, batch 1": lambda: engine.run(pixels[None]),
-        "run, batch 32, per image": lambda: engine.run(np.broadcast_to(pixels, (32, *pixels.shape)).copy()),
-        "probabilities": lambda: answer_rows(card, logits),
-        "answer to JSON": lambda: to_json(predict_items(card, answers, [None], 5)),
+        "decode and resize": lambda: load_input(body, spec),
+        "run, batch 1": lambda: run_batch(engine, [picture]),
+        "run, batch 32, per image": lambda: run_batch(engine, [picture] * 32),
+        "answer as JSON": lambda: answer_json(engine, results),
     }
     for name, run in stages.items():
         each = 32 if "batch 32" in name else 1
         print(f"  {name:28} {median_seconds(run, 50) * 1e3 / each:9.4f} ms")
 
 
-def median_row(rows: Sequence[Row]) -> Row:
-    """The medians of the same line in several rounds."""
-
-    def middle(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.median(known)) if known else None
-
-    return Row(
-        rows[0].name,
-        middle([row.per_second for row in rows]) or 0.0,
-        middle([row.ratio for row in rows]),
-        middle([row.p50_ms for row in rows]),
-        middle([row.p99_ms for row in rows]),
-        middle([row.cpu_ms for row in rows]),
-        middle([row.rss_mb for row in rows]),
-    )
-
-
-def print_rows(rows: Sequence[Row]) -> None:
-    """The table."""
-    print(f"{'':40} {'per s':>10} {'ratio':>6} {'p50 ms':>9} {'p99 ms':>9} {'CPU ms':>8} {'RSS MB':>7}")
-    forms = ("6.2f", "9.2f", "9.2f", "8.4f", "7.0f")
-    for row in rows:
-        values = (row.ratio, row.p50_ms, row.p99_ms, row.cpu_ms, row.rss_mb)
-        cells = [
-            f"{value:{form}}" if value is not None else "-".rjust(int(form[0]))
-            for value, form in zip(values, forms, strict=True)
-        ]
-        print(f"{row.name:40} {row.per_second:10.1f} {' '.join(cells)}")
+def made_up_boxes(width: int, height: int, label: str) -> list[dict[str, Any]]:
+    """Eight boxes of a picture, as /loss takes them."""
+    places = [(x / 4.0, y / 2.0) for y in range(2) for x in range(4)]
+    return [
+        {"box": [x * width, y * height, (x + 0.2) * width, (y + 0.4) * height], "label": label} for x, y in places
+    ]  # fmt: skip
 
 
 def made_up_jpeg(size: str) -> bytes:

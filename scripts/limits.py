@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,38 +11,79 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
+from models.card import ImageInput
+from models.fit import Fitted
 from models.image import load_input
+from service.box_answers import box_loss_answer, box_options, detect_items, read_given, score_picture
+from service.detector import RAW, DetectorEngine, Found, Raw
 from service.engine import Engine
 from service.predictions import answer_rows, predict_items
+from service.schemas import LossOptions
 from service.settings import usable_cores
 
+Bundled = Engine | DetectorEngine
+Work = Callable[[Sequence[Fitted]], object]
 _BATCHES = (1, 8, 32)
 
 
-def alone(engine: Engine, body: bytes) -> float:
-    """Seconds for one image in this process: decode, resize, run, answer; the median of 30."""
-    card = engine.card
-
-    def once() -> None:
-        logits = engine.run(load_input(body, card.input).pixels[None])
-        to_json(predict_items(card, answer_rows(card, logits), [None], 5))
-
-    return median_seconds(once, 30)
+def run_batch(engine: Bundled, pictures: Sequence[Fitted]) -> Sequence[Any]:
+    """What the graph says of pictures: rows of logits, or each one's detections."""
+    if isinstance(engine, DetectorEngine):
+        return engine.run(pictures, engine.usual)
+    return list(engine.run(np.stack([one.pixels for one in pictures])))
 
 
-def limit(engine: Engine, body: bytes, seconds: float) -> float:
-    """Images per second of the same stages in process, no HTTP: decoded on all cores, run in the best batch."""
-    card = engine.card
+def answer_json(engine: Bundled, results: Sequence[Any]) -> bytes:
+    """The answer of /predict to what the graph said."""
+    card, ids = engine.card, [None] * len(results)
+    if isinstance(engine, DetectorEngine):
+        return to_json(detect_items(card, results, ids))
+    return to_json(predict_items(card, answer_rows(card, np.asarray(results)), ids, 5))
+
+
+def predicting(engine: Bundled) -> Work:
+    """What /predict does with pictures once they are decoded."""
+    return lambda pictures: answer_json(engine, run_batch(engine, pictures))
+
+
+def answering_tensors(engine: Bundled) -> Work:
+    """What /v2 does with pictures that came as tensors: run, JSON of the outputs."""
+    if isinstance(engine, DetectorEngine):
+        return lambda pictures: to_json([_arrays(one) for one in run_batch(engine, pictures)])
+    return lambda pictures: to_json([row.tolist() for row in run_batch(engine, pictures)])
+
+
+def scoring_boxes(engine: DetectorEngine, boxes: Sequence[dict[str, Any]]) -> Work:
+    """What /loss does with pictures that have the same given boxes: run, score, JSON."""
+    card, asked = engine.card, LossOptions.model_validate({})
+    given, options = read_given(card, [boxes], [None])[0], box_options(card, asked)
+
+    def work(pictures: Sequence[Fitted]) -> bytes:
+        raw = [one for one in engine.run(pictures, RAW) if isinstance(one, Raw)]
+        scores = [score_picture(card, one, given, options) for one in raw]
+        answer = box_loss_answer(card, [given] * len(raw), scores, options, asked.max_missing, lambda *_: None)
+        return to_json(answer, inf_nan_mode="null")
+
+    return work
+
+
+def alone(spec: ImageInput, work: Work, body: bytes) -> float:
+    """Seconds for one image in this process: decode, resize, work; the median of 30."""
+    return median_seconds(lambda: work([load_input(body, spec)]), 30)
+
+
+def limit(spec: ImageInput, work: Work, body: bytes, seconds: float) -> float:
+    """Images per second of the same stages in process, no HTTP: decoded on all cores, worked on in the best batch."""
     best = 0.0
     with ThreadPoolExecutor(usable_cores()) as pool:
         for size in _BATCHES:
             until = time.perf_counter() + seconds / len(_BATCHES)
             start, done = time.perf_counter(), 0
-            pending = [pool.submit(load_input, body, card.input) for _ in range(size)]
+            pending = [pool.submit(load_input, body, spec) for _ in range(size)]
             while time.perf_counter() < until:
-                ready = [one.result().pixels for one in pending]
-                pending = [pool.submit(load_input, body, card.input) for _ in range(size)]
-                to_json(predict_items(card, answer_rows(card, engine.run(np.stack(ready))), [None] * size, 5))
+                ready = [one.result() for one in pending]
+                pending = [pool.submit(load_input, body, spec) for _ in range(size)]
+                work(ready)
                 done += size
             best = max(best, done / (time.perf_counter() - start))
     return best
@@ -57,22 +98,26 @@ def tensor_bodies(pixels: NDArray[np.uint8]) -> dict[str, tuple[bytes, dict[str,
     return {"json": (text, {"Content-Type": "application/json"}), "bin": (head + pixels.tobytes(), length)}
 
 
-def tensor_limit(engine: Engine, kind: str, body: bytes, headers: dict[str, str], seconds: float) -> float:
-    """Tensors per second in process: parse, run in the best batch, answer as JSON."""
-    card = engine.card
-    shape = (card.input.height, card.input.width, 3)
+def tensor_limit(
+    spec: ImageInput, work: Work, kind: str, body: bytes, headers: dict[str, str], seconds: float
+) -> float:  # fmt: skip
+    """Tensors per second in process: parse, work in the best batch."""
     start = int(headers.get("Inference-Header-Content-Length", 0))
 
-    def parse() -> NDArray[np.uint8]:
-        if kind == "bin":
-            return np.frombuffer(body, np.uint8, offset=start).reshape(shape)
-        return np.asarray(from_json(body)["inputs"][0]["data"], np.uint8).reshape(shape)
+    def parse() -> Fitted:
+        values = np.frombuffer(body, np.uint8, offset=start) if kind == "bin" else from_json(body)["inputs"][0]["data"]
+        pixels = np.asarray(values, np.uint8).reshape(spec.height, spec.width, 3)
+        return Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (spec.width, spec.height))
 
-    def batch(size: int) -> None:
-        logits = engine.run(np.stack([parse() for _ in range(size)]))
-        to_json([{"name": "logits", "data": row.tolist()} for row in logits])
+    def batch(size: int) -> object:
+        return work([parse() for _ in range(size)])
 
     return max(rate(partial(batch, size), seconds / len(_BATCHES)) * size for size in _BATCHES)
+
+
+def _arrays(found: Found) -> tuple[Any, Any, Any]:
+    detections = found.detections
+    return detections.xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist()
 
 
 def closed_form(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:

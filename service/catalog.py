@@ -262,7 +262,7 @@ def find_models(root: Path) -> dict[str, dict[str, Path]]:
     """Models in a folder by name, each with its versions.
 
     A version is a folder with model.onnx at `root`, `root/VERSION` or `root/NAME/VERSION`, with card.json or without;
-    a file `root/NAME.onnx` is version 1 of NAME.
+    a file `root/NAME.onnx` is version 1 of NAME, unless `root` itself is a bundle.
 
     Raises:
         BundleError: there is no such folder.
@@ -277,7 +277,9 @@ def find_models(root: Path) -> dict[str, dict[str, Path]]:
         hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
         if not hidden and ((folder / CARD_FILE).is_file() or (folder / GRAPH_FILE).is_file()):
             found.setdefault(folder.resolve().parent.name, {})[folder.resolve().name] = folder
-    for file in root.glob("*.onnx"):
+    # A bundle's other graphs are parts of it.
+    alone = [] if (root / CARD_FILE).is_file() else root.glob("*.onnx")
+    for file in alone:
         if file.name != GRAPH_FILE:
             found.setdefault(file.stem, {})["1"] = file
     return found

@@ -43,3 +43,16 @@ def test_every_kind_of_work_gives_its_rows(
         speed, ratio = rows[name][:2]
         assert float(speed) > 0.0 and float(ratio) > 0.0, name
     assert rows["json tensor: limit"][1] == "-"
+
+
+def test_a_detector_is_measured_too(
+    detector_artifacts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_LOSS_ROWS", 500)
+    monkeypatch.setattr(bench, "_LOSS_PICTURES", 3)
+    asked = ["--size", "64x64", "--seconds", "0.3", "--rounds", "1", "--concurrency", "2", "--stages"]
+    assert bench.main([str(detector_artifacts), *asked]) == 0
+    said = capsys.readouterr().out
+    for name in ("image, concurrency 2", "json tensor, concurrency 2", "bin tensor, concurrency 2", "loss of 3 images"):
+        row = re.search(rf"^{name} +([\d.]+) +([\d.]+)", said, re.MULTILINE)
+        assert row and float(row[1]) > 0.0 and float(row[2]) > 0.0, name

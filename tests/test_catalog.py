@@ -91,6 +91,7 @@ def test_models_are_found_as_bundles_graphs_and_files_and_never_in_hidden_folder
     shutil.copytree(tmp_path / "root" / "linear", tmp_path / "root" / ".linear")
     found = {name: set(versions) for name, versions in find_models(tmp_path / "root").items()}
     assert found == {"linear": {"1"}, "loose": {"1"}, "graph": {"4"}}
+    (tmp_path / "root" / "linear" / "1" / "loss.onnx").touch()  # as a detector has it
     assert set(find_models(tmp_path / "root" / "linear" / "1")) == {"linear"}
     with pytest.raises(BundleError, match="no such folder"):
         find_models(tmp_path / "absent")
