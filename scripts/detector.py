@@ -124,17 +124,13 @@ class DetectorJob:
         """The scores in a few words."""
         return "validation " + ", ".join(f"{name.upper()} {score.value:.4f}" for name, score in scores.items())
 
-    def keep(self, epoch: int) -> None:
-        """A picture of what the best weights find: `validation.png` in the run's folder."""
-        path = self.folder / "validation.png"
-        draw_validation(path, self.served, self.val_store, self.val_boxes, self.parts.data.labels, self.device)
-
     def export(self, facts: dict[str, Any], epochs: int) -> Export:
-        """Measures on the validation part, and exports."""
+        """Measures on the validation part, draws it (`validation.png` in the run's folder), and exports."""
         parts, labels = self.parts, self.parts.data.labels
         found = predict_validation(self.served, self.val_store, len(self.val_boxes), self.device)
         report = measure_classes(found, self.val_boxes, labels, parts.counts, self.config.max_detections)
         say(report.text)
+        draw_validation(self.folder / "validation.png", self.val_store, self.val_boxes, found, labels)
         detector = parts.detector.model_copy(update={"score_threshold": report.threshold})
         more = {
             "task": "detection",
