@@ -21,7 +21,7 @@ def conv_bn_relu6(inputs: int, outputs: int, kernel: int, stride: int = 1, group
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.ReLU6(),
+        nn.ReLU6(inplace=True),
     )
 
 
