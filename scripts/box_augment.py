@@ -1,4 +1,4 @@
-"""Training pictures changed at random together with their boxes: mirrored, turned, scaled, cut, lighter or darker.
+"""Training pictures changed at random together with their boxes: mirrored, turned, scaled, cut, lit otherwise.
 
 What happens to a picture is a function of (seed, epoch, index), not of a generator's state, so that a run that stopped
 anywhere goes on with exactly the pictures it would have had.
@@ -27,7 +27,8 @@ class BoxAugmentation:
             picture is not square, by halves.
         zoom: the picture is scaled by a factor between 1 / (1 + zoom) and 1 + zoom; what does not fit is cut off,
             what is missing is grey. 0: never.
-        light: brightness and contrast change by a share of up to this. 0: never.
+        light: brightness and contrast change by a share of up to this, each colour's brightness by up to half of it
+            beside: another camera, another hour. 0: never.
     """
 
     flip: bool = True
@@ -118,9 +119,10 @@ def _clip(
 
 
 def _relight(pixels: Pixels, most: float, rng: np.random.Generator) -> Pixels:
-    """Another brightness, and another contrast about the picture's mean; a table of 256 values does it."""
+    """Another brightness, another contrast about the picture's mean, a cast of colour; a table of 3 x 256 does it."""
     brightness, contrast = rng.uniform(1.0 - most, 1.0 + most, 2)
+    cast = rng.uniform(1.0 - most / 2.0, 1.0 + most / 2.0, (3, 1))
     mean = float(pixels.mean())
-    levels = ((np.arange(256.0) - mean) * contrast + mean) * brightness
-    table: Pixels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    return np.take(table, pixels)
+    levels = ((np.arange(256.0) - mean) * contrast + mean) * brightness * cast
+    table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).point(table.ravel().tolist()))

@@ -98,9 +98,6 @@ class ClassifierJob:
         """The scores in a few words."""
         return f"validation macro-F1 {scores['macro_f1'].value:.4f}, nll {scores['nll'].value:.4f}"
 
-    def keep(self, epoch: int) -> None:
-        """Nothing more than the weights is kept."""
-
     def export(self, facts: dict[str, Any], epochs: int) -> Export:
         """Calibrates on the validation part, measures, and exports."""
         parts = self.parts

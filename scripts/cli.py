@@ -51,6 +51,9 @@ def usage() -> str:
 def _run(verb: str, argv: Sequence[str]) -> int:
     # Read by torch when it loads: threads that spin while they wait cost a shared machine ten times the processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if verb == "train":
+        # Some milliseconds of it: threads that sleep between the net's many small steps wake up on the same core.
+        os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     try:
         return _load(VERBS[verb][0])(argv)
     except ModuleNotFoundError as error:

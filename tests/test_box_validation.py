@@ -5,7 +5,14 @@ import pytest
 
 from models.boxes import BoxLabels
 from scripts.box_metrics import Detections
-from scripts.box_validation import best_threshold, choose_boxes, estimate_precision, hits, measure_classes
+from scripts.box_validation import (
+    best_threshold,
+    choose_boxes,
+    estimate_precision,
+    hits,
+    measure_classes,
+    score_validation,
+)
 
 LABELS = ["cat", "dog"]
 Row = tuple[float, float, float, float, int]
@@ -67,6 +74,13 @@ def test_perfect_detections_have_an_average_precision_of_one_without_doubt() -> 
         assert [each.low, each.value, each.high] == pytest.approx([1.0, 1.0, 1.0])
     half = estimate_precision([*perfect[:2], found(), found()], truth, LABELS, 100)["ap50"]
     assert 0.0 <= half.low < half.value < half.high <= 1.0 and half.value == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_epochs_score_has_the_error_of_a_share_of_the_boxes() -> None:
+    truth = [given(A, B)] * 8
+    half = score_validation([found((A, 0.9), (B, 0.8))] * 4 + [found()] * 4, truth, LABELS, 100)["ap50"]
+    assert half.value == pytest.approx(0.5, abs=0.01) and half.error == pytest.approx(0.125, abs=0.001)
+    assert score_validation([found()] * 8, truth, LABELS, 100)["ap50"].error == 0.0
 
 
 def test_suppression_is_within_a_class_and_by_falling_score() -> None:

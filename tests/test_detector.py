@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.boxes import BoxLabels
 from models.card import ImageInput
 from models.errors import InvalidInput
 from models.fit import locate
@@ -19,7 +20,7 @@ from scripts import train
 from scripts.box_data import BoxSample
 from scripts.checkpoint import load_checkpoint
 from scripts.config import TrainConfig, parse_config
-from scripts.detector import BoxParts, DetectorJob, place_boxes
+from scripts.detector import BoxParts, DetectorJob, choose_anchors, place_boxes
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.job import build_job, choose_task, read_parts
 from scripts.label_checks import fit_label_checks
@@ -172,6 +173,24 @@ def test_a_dry_run_shows_boxes_and_anchors(few: Path, tmp_path: Path, capsys: py
     assert "detection, 12 training and 12 validation images" in shown and "no anchor reaches IoU 0.5 for" in shown
     assert "task: detection" in shown and "2 batches of (64, 64, 3)" in shown
     assert not (tmp_path / "m").exists()
+
+
+def test_the_anchors_are_those_of_two_proposals_that_reach_more_boxes(few: Path, tmp_path: Path) -> None:
+    config = settings(few, tmp_path / "m", "--anchor-ratios", "1", "--net", "mobilenet_v2")
+    spec, rng = ImageInput(height=128, width=128), np.random.default_rng(0)
+
+    def chosen(config: TrainConfig, sides: list[float]) -> list[float]:
+        corners = rng.integers(0, 60, (len(sides), 2))
+        boxes = np.concatenate([corners, corners + np.array(sides)[:, None]], axis=1).astype(np.float64)
+        given = BoxLabels(boxes, np.zeros(len(sides), np.int64), np.zeros(len(sides), bool), (None,) * len(sides))
+        found = choose_anchors(config, spec, [BoxSample(tmp_path, given, "", 128, 128)])
+        return [size for level in found.levels for size in level.sizes]
+
+    assert chosen(config, [25.0] * 40) == [25.0, 26.0, 27.0, 28.0, 29.0, 30.0]
+    # Quantiles put half of their sizes on grids of 16 and 32 pixels, between whose cells many such boxes are lost.
+    assert chosen(config, np.geomspace(12.0, 50.0, 80).tolist()) == [16.0, 22.0, 32.0, 45.0, 64.0, 90.0]
+    said = settings(few, tmp_path / "m", "--anchor-sizes", "9,10,11,12")
+    assert chosen(said, [27.0] * 40) == [9.0, 10.0, 11.0, 12.0]
 
 
 def test_published_weights_are_learnt_slowly_with_constant_norms(few: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from models.card import AnchorLevel, DetectorSpec
 from models.errors import InvalidInput
 from models.nets.bodies import BODIES, freeze_stages
 from models.nets.detectors import DETECTORS, build_detector, plan_of
-from models.nets.norms import NORMS, FrozenBatchNorm2d, freeze_norms, group_norm
+from models.nets.norms import NORMS, FoldedNorm, FrozenBatchNorm2d, freeze_norms, group_norm
 from models.nets.registry import NETS
 from models.nets.retinanet import RetinaNet, by_anchor
 
@@ -133,6 +133,32 @@ def test_frozen_norms_compute_what_the_batch_norms_did_and_never_change() -> Non
     assert torch.allclose(net.train()(images), want, atol=1e-5)
     assert all("1." not in name for name, _ in net.named_parameters())
     assert set(FrozenBatchNorm2d(8).state_dict()) == {"weight", "bias", "running_mean", "running_var"}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_frozen_body_is_all_folded_and_learns_as_if_it_were_not(name: str) -> None:
+    batch, plain = BODIES[name](3), BODIES[name](3)
+    for module in batch.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    names = [key for key in batch.state_dict() if not key.endswith("num_batches_tracked")]
+    plain.load_state_dict(batch.state_dict())
+    freeze_norms(batch)
+    assert list(batch.state_dict()) == names
+    kinds = [type(module) for module in batch.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert kinds and set(kinds) == {FoldedNorm}
+    # In float64: at the kinks of ReLU rounding decides whether a gradient passes.
+    batch, plain, images = batch.double(), plain.double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for folded, wanted in zip(batch.train()(images), plain.eval()(images), strict=True):
+        assert torch.allclose(folded, wanted, atol=1e-9 * float(wanted.detach().abs().max()))
+        torch.autograd.backward([folded.sum(), wanted.sum()], retain_graph=True)
+    learnt = dict(plain.named_parameters())
+    for label, parameter in batch.named_parameters():
+        given, wanted = parameter.grad, learnt[label].grad
+        assert given is not None and wanted is not None
+        assert torch.allclose(given, wanted, atol=1e-9 * float(wanted.abs().max())), label
 
 
 def test_group_norm_needs_whole_groups() -> None:

@@ -49,7 +49,7 @@ DETECTORS: dict[str, Plan] = {
     "resnet18": Plan(levels=5, sizes=_THIRDS),
     "resnet34": Plan(levels=5, sizes=_THIRDS),
     "resnet50": Plan(levels=5, sizes=_THIRDS),
-    "mobilenet_v2": Plan(levels=3, sizes=(1.0, 2.0**0.5), base=2.0, side=256, width=128, depth=2, head_norm="group"),
+    "mobilenet_v2": Plan(levels=3, sizes=(1.0, 2.0**0.5), base=2.0, side=256, width=64, depth=2, head_norm="group"),
 }
 
 

@@ -26,12 +26,49 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (N, channels, H, W) to the same shape."""
+    def line(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (channels,): the norm of x is x * scale + shift."""
         weight, bias = cast(Tensor, self.weight), cast(Tensor, self.bias)
         mean, variance = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
         scale = weight * (variance + self.eps).rsqrt()
-        return x * scale.view(1, -1, 1, 1) + (bias - mean * scale).view(1, -1, 1, 1)
+        return scale, bias - mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, channels, H, W) to the same shape."""
+        scale, shift = self.line()
+        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+class FoldedNorm(FrozenBatchNorm2d):
+    """A frozen norm that the convolution before it applies: it holds the numbers, under their names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features as they are."""
+        return x
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution with the frozen norm behind it in its weight and bias: a pass over weights, none over features."""
+
+    def __init__(self, conv: nn.Conv2d, norm: FoldedNorm) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            cast(tuple[int, int], conv.kernel_size),
+            cast(tuple[int, int], conv.stride),
+            cast(tuple[int, int], conv.padding),
+            cast(tuple[int, int], conv.dilation),
+            conv.groups,
+            bias=False,
+        )
+        self.weight = conv.weight
+        self.norm = (norm,)  # no submodule: its place in the state is behind the convolution, where it was
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, inputs, H, W) to normalised ones (N, outputs, H', W')."""
+        scale, shift = self.norm[0].line()
+        out: Tensor = self._conv_forward(x, self.weight * scale.view(-1, 1, 1, 1), shift)
+        return out
 
 
 def group_norm(channels: int) -> nn.Module:
@@ -53,14 +90,24 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def freeze_norms(net: nn.Module) -> None:
-    """Puts a `FrozenBatchNorm2d` of the same numbers in the place of every batch norm in a net."""
+    """Freezes every batch norm of a net, its numbers as they are.
+
+    One that comes right behind a convolution without bias among its module's children is folded into it: so modules
+    must define the two in the order in which they use them. Any other becomes a `FrozenBatchNorm2d`.
+    """
+    before: tuple[str, nn.Module] | None = None
     for name, module in list(net.named_children()):
-        if isinstance(module, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
-            frozen.load_state_dict({key: tensor for key, tensor in module.state_dict().items() if key in _FROZEN})
-            setattr(net, name, frozen)
-        else:
+        if not isinstance(module, nn.BatchNorm2d):
             freeze_norms(module)
+            before = (name, module)
+            continue
+        folds = before is not None and isinstance(before[1], nn.Conv2d) and before[1].bias is None
+        frozen = (FoldedNorm if folds else FrozenBatchNorm2d)(module.num_features, module.eps)
+        frozen.load_state_dict({key: tensor for key, tensor in module.state_dict().items() if key in _FROZEN})
+        setattr(net, name, frozen)
+        if before is not None and isinstance(before[1], nn.Conv2d) and isinstance(frozen, FoldedNorm):
+            setattr(net, before[0], FoldedConv2d(before[1], frozen))
+        before = None
 
 
 _FROZEN = ("weight", "bias", "running_mean", "running_var")
