@@ -1,6 +1,7 @@
 """One HTTP request on bare ASGI, and what answers it. The hot routes are functions from the one to the other."""
 
 import asyncio
+import io
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -125,18 +126,24 @@ class Call:
             raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
 
     async def _received(self, most: int) -> bytes:
-        parts: list[bytes] = []
+        # Grows in place and gives its bytes away: a join would take as long again as receiving.
+        whole: io.BytesIO | None = None
         size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
+            part: bytes = message.get("body", b"")
+            size += len(part)
             if size > most:
                 raise BodyTooLarge(f"the body has more than {most} bytes")
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            last = not message.get("more_body", False)
+            if last and whole is None:
+                return part
+            whole = whole or io.BytesIO()
+            whole.write(part)
+            if last:
+                return whole.getvalue()
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

@@ -17,8 +17,8 @@ from service.infer import InferRequest, Tensors
 from service.runtime import TensorSpec
 from service.settings import usable_cores
 
-_ROWS = 8192
-"""Rows at a time: what a core's cache holds, and what the cores share."""
+_NUMBERS = 200_000
+"""Logits at a time: what a core's cache holds, and what the cores share."""
 NAME = "focal_loss"
 VERSION = "1"
 INPUTS = (TensorSpec("logits", "FP32", (-1, -1)), TensorSpec("labels", "INT64", (-1,)))
@@ -55,7 +55,8 @@ def compute(request: InferRequest) -> tuple[Tensors, dict[str, Callable[[], NDAr
         terms = rule(logits[part].astype(np.float64), labels[part])
         return [_FACTS[name](terms) for name in names]
 
-    parts = [slice(at, at + _ROWS) for at in range(0, len(logits), _ROWS)]
+    rows = max(1, _NUMBERS // max(1, logits[0].size)) if len(logits) else 1
+    parts = [slice(at, at + rows) for at in range(0, len(logits), rows)]
     try:
         with ThreadPoolExecutor(usable_cores()) as pool:
             columns = list(pool.map(facts, parts)) if len(parts) > 1 else [facts(slice(None))]
