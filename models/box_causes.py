@@ -15,7 +15,7 @@ from models.box_quality import SWAP_RATE, BoxSigns
 from models.box_view import GAMMA
 from models.boxes import Floats, Indices
 from models.calibration import log_softmax
-from models.card import BoxCalibrator
+from models.detector_spec import BoxCalibrator
 from models.errors import BundleError, InvalidInput
 from models.losses import binary_margin_focal
 

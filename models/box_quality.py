@@ -14,7 +14,7 @@ import numpy as np
 
 from models.box_view import SEEN, Owned, View, box_focal, largest, largest_other, means
 from models.boxes import TIE, Floats, Indices, Pairs, overlapping_pairs, paired_iou, parts_of
-from models.card import DetectorSpec
+from models.detector_spec import DetectorSpec
 
 SWAP_RATE = 0.1
 """Share of labels taken to be swapped, before anything is seen, by `doubted`."""

@@ -16,8 +16,8 @@ from models.box_noise import WAYS, BoxNoise, spoil_boxes
 from models.box_quality import BoxSigns, box_signs
 from models.box_view import View, own_anchors, view_image
 from models.boxes import BoxLabels, Floats, make_anchors
-from models.card import BoxCalibrator, DetectorSpec
 from models.class_logits import HostLogits
+from models.detector_spec import BoxCalibrator, DetectorSpec
 from models.fit import Pixels
 from models.nets.served import ServedDetector
 from scripts.batches import Store, prefetch

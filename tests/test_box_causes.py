@@ -23,7 +23,7 @@ from models.box_causes import (
 )
 from models.box_quality import BoxSigns
 from models.boxes import Floats
-from models.card import BoxCalibrator
+from models.detector_spec import BoxCalibrator
 from models.errors import BundleError, InvalidInput
 from models.losses import binary_margin_focal
 from tests.fake_detector import average_precision, boxes_of, make_scene, signs_of, spoil

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from models.box_quality import BoxSigns, box_signs, swap_matrix
 from models.box_view import own_anchors, view_image
 from models.boxes import BoxLabels, Floats, box_iou
-from models.card import DetectorSpec
 from models.class_logits import HostLogits
+from models.detector_spec import DetectorSpec
 from models.losses import sigmoid_focal
 from tests.fake_detector import ANCHORS, SPEC, Scene, average_precision, boxes_of, make_scene, signs_of, spoil
 
