@@ -20,8 +20,9 @@ from models.detect import Detection
 from models.image import load_input
 from service.app import create_app
 from service.audit_boxes import BoxJudge
+from service.audit_file import AuditFile
 from service.audit_kinds import KINDS
-from service.audit_records import AuditRecord, Item
+from service.audit_records import AuditRecord, Item, Row
 from service.audit_spool import Inspection
 from service.audit_store import bytes_of
 from service.detector import RAW, DetectorEngine, Raw
@@ -91,6 +92,29 @@ async def test_the_summary_counts_pictures_and_by_label_boxes_as_loss_does(
     assert [one["label"] for one in summary["classes"]] == list(LABELS)
     assert summary["estimated_wrong_labels"] is None and summary["estimated_error_rate"] is None
     assert summary["guards"] == [] and "no estimate" in summary["note"]
+
+
+async def test_only_issues_say_what_a_label_is_taken_for(engine: DetectorEngine, tmp_path: Path) -> None:
+    def row(line: int, is_issue: bool, *boxes: tuple[str, float | None, bool, str | None]) -> Row:
+        keys = ("label", "quality", "is_issue", "suggested_label")
+        facts = {"boxes": [{**dict(zip(keys, box, strict=True)), "loss": 0.5 * line} for box in boxes]}
+        return Row(line, [], facts, quality=0.5, is_issue=is_issue, loss=1.0)
+
+    record, file = record_of("x", task="detection", methods=["focal mean"]), AuditFile(tmp_path)
+    file.create(record)
+    doubted = ("tops", 0.1, True, "dress")
+    rows = [
+        row(1, True, doubted, ("tops", 0.9, False, "trouser"), ("dress", None, True, "tops")),
+        row(2, True, ("tops", 0.9, False, "trouser"), ("trouser", 0.1, True, "dress"), ("trouser", 0.1, True, "tops")),
+        row(3, False),
+    ]
+    file.append(record, rows)
+    summary = BoxJudge(engine.card, record).conclude(record, file)[0].summary
+    assert summary is not None and (summary.scored, summary.issues) == (3, 2)
+    assert [tuple(one.model_dump().values()) for one in summary.classes] == [
+        ("tops", 3, 1, pytest.approx((0.5 + 0.5 + 1.0) / 3), "dress"),
+        ("trouser", 2, 2, 1.0, "tops"),  # as often as dress: the first of the two
+    ]
 
 
 async def test_losses_are_told_by_label_once(detector_artifacts: Path, tmp_path: Path) -> None:
