@@ -103,6 +103,15 @@ def _flag(value: Any, place: str) -> bool:
 
 
 def _name(value: Any, place: str) -> int | str | None:
-    if value is None or type(value) is int or isinstance(value, str):
+    if value is None or type(value) is int or (isinstance(value, str) and _is_unicode(value)):
         return value
     raise InvalidLabel(f"{place}: an id is text or a whole number")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether an answer can repeat it: JSON's escapes can make half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from models.box_view import SEEN, View
 from models.boxes import TIE, Floats, Indices, box_areas, box_iou, intersections, suppress
 
+LEAST_MISSING = 0.5
+"""From this score on an object that nobody drew is an issue."""
 _SUPPRESS_IOU = 0.5
 _MOST_CANDIDATES = 5000
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from models.box_causes import BADLY_LOCATED, CAUSES, NONE, SWAPPED
+from models.box_missing import LEAST_MISSING
 from models.detect import BoxScores
 from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_tables import Box
@@ -27,7 +28,6 @@ COLUMNS = (
     "loss",
     "best_iou",
 )
-LEAST_MISSING = 0.5
 _DIGITS = 2  # of a pixel
 
 

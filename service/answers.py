@@ -132,7 +132,7 @@ class BoxCauses(BaseModel):
     spurious: float
 
 
-class LossBox(BaseModel):
+class JudgedBox(BaseModel):
     """Scores of one given box; null with a reason where it is not scored."""
 
     index: int
@@ -146,8 +146,13 @@ class LossBox(BaseModel):
     causes: BoxCauses | None = None
     suggested_label: str | None = Field(None, description="the likeliest class where it is another one")
     suggested_box: tuple[float, float, float, float] | None = None
-    rank: int | None = Field(None, description="1 = the lowest quality of this request")
     reason: str | None = None
+
+
+class LossBox(JudgedBox):
+    """Scores of one given box among those of a request."""
+
+    rank: int | None = Field(None, description="1 = the lowest quality of this request")
 
 
 class LossPicture(BaseModel):

@@ -5,22 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.answers import ItemError, ModelName
-from service.audit_records import AuditRecord, AuditSummary, LineError, Ranked, State
-
-COLUMNS = (
-    "rank",
-    "line",
-    "id",
-    "given_label",
-    "suggested_label",
-    "is_issue",
-    "quality",
-    "p_given",
-    "margin",
-    "loss",
-    "error",
-)
+from service.answers import DetectedBox, ItemError, JudgedBox, ModelName
+from service.audit_records import AuditRecord, AuditSummary, LineError, State
 
 
 class AuditInfo(BaseModel):
@@ -51,12 +37,16 @@ class AuditList(BaseModel):
 
 
 class AuditRow(BaseModel):
-    """One item, as /loss scores it; rank 1 is the lowest quality, and rows without one come last."""
+    """One item, as /loss scores it; rank 1 is the lowest quality, and rows without one come last.
+
+    Of a detector it is a picture: its quality is the lowest of its boxes' and of 1 - score of what is missing most
+    surely, 1 where there is neither; it is an issue where one of its boxes is, or that score is .5 or more.
+    """
 
     rank: int
     line: int
     id: str | None = None
-    given_label: Any = None
+    given_label: Any = Field(None, description="as it came; of a detector the list of boxes")
     suggested_label: str | list[str] | None = None
     is_issue: bool | None = None
     quality: float | None = None
@@ -67,6 +57,11 @@ class AuditRow(BaseModel):
     loss_percentile: float | None = None
     clipped: bool | None = None
     reason: str | None = None
+    classification: float | None = Field(None, description="of a detector, as the next four: the parts of the loss")
+    location: float | None = None
+    positives: int | None = None
+    boxes: list[JudgedBox] | None = Field(None, description="each given box, as /loss judges it")
+    missing: list[DetectedBox] | None = Field(None, description="objects that nobody drew, by falling score")
     error: ItemError | None = None
 
 
@@ -90,17 +85,3 @@ def info_of(record: AuditRecord, rate: float | None) -> AuditInfo:
         items_per_second=rate,
         seconds_left=(record.items - record.done) / rate if rate else None,
     )
-
-
-def row_of(ranked: Ranked) -> dict[str, Any]:
-    """A row in the form of `AuditRow`; what is not known is left out."""
-    row = ranked.row
-    answer = {"rank": ranked.rank, "line": row.line, "given_label": row.given, **row.facts}
-    if "error" in row.facts:
-        return answer
-    return answer | {
-        "suggested_label": row.suggested,
-        "is_issue": row.is_issue,
-        "quality": row.quality,
-        "loss": row.loss,
-    }

@@ -32,7 +32,10 @@ UPDATE rows SET rank = sorted.place FROM (
 ) AS sorted WHERE line = sorted.number
 """
 _SHOWN = "rank, line, given, facts, quality, suggested, is_issue, loss"
+_GIVEN, _FACTS = 2, 3
 _AT_ONCE = 4096
+_PAGE_TEXT = 4 * 1024 * 1024
+"""A page ends after so many characters: a picture may have thousands of boxes."""
 
 
 class AuditFile:
@@ -103,12 +106,15 @@ class AuditFile:
         self.matrix.unlink(missing_ok=True)
 
     def page(self, after: int, count: int) -> list[Ranked]:
-        """The rows of ranks `after` + 1 to `after` + `count`, of a concluded audit."""
+        """The rows of ranks `after` + 1 to `after` + `count`, of a concluded audit; fewer where they are very long."""
+        found, size = list[Ranked](), 0
         with self._connected() as link:
-            found = link.execute(
-                f"SELECT {_SHOWN} FROM rows WHERE rank > ? ORDER BY rank LIMIT ?", (after, count)
-            ).fetchall()
-        return [_ranked(row) for row in found]
+            for row in link.execute(f"SELECT {_SHOWN} FROM rows WHERE rank > ? ORDER BY rank LIMIT ?", (after, count)):
+                found.append(_ranked(row))
+                size += len(row[_GIVEN]) + len(row[_FACTS])
+                if size >= _PAGE_TEXT:
+                    break
+        return found
 
     def targets(self, width: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Lines (N,) of the rows that have a quality, and their given classes (N, width)."""
@@ -127,6 +133,13 @@ class AuditFile:
             for (p,) in link.execute("SELECT p FROM rows WHERE quality IS NOT NULL ORDER BY line"):
                 out.write(p)
         return np.memmap(self.matrix, np.float32, "r+", shape=(count, outputs))
+
+    def facts(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """What /loss says, and is_issue, of the rows that have a quality, one after another, by line."""
+        ask = "SELECT facts, is_issue FROM rows WHERE quality IS NOT NULL ORDER BY line"
+        with self._connected() as link:
+            for facts, issue in link.execute(ask):
+                yield json.loads(facts), bool(issue)
 
     def scored(self) -> Iterator[list[tuple[NDArray[np.int32], bool, float | None, Any]]]:
         """Given classes, is_issue, loss and suggestion of the rows that have a quality, some at a time, by line."""

@@ -1,5 +1,6 @@
 """What is known of an audit and of its rows; stored by `service.audit_store`, shown by `service.audit_routes`."""
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,9 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from models.card import TaskName
+from service.errors import InvalidRequest, item_problem
+from service.schemas import LossInput
+
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL: tuple[State, ...] = ("done", "failed", "cancelled")
 FIRST_ERRORS = 10
+ROW_BYTES = 512
+"""About what a row of one label takes on disk beside its probabilities."""
 
 
 class _Part(BaseModel):
@@ -38,7 +45,7 @@ class GuardInfo(_Part):
 
 
 class ClassSummary(_Part):
-    """What the audit says of one given label."""
+    """What the audit says of one given label; of a detector's boxes count, issues and loss are those of boxes."""
 
     label: str
     count: int
@@ -51,7 +58,7 @@ class AuditSummary(_Part):
     """The audit in numbers.
 
     Attributes:
-        scored: rows with a quality.
+        scored: rows with a quality; of a detector each is a picture.
         issues: of them those that look wrong.
         estimated_wrong_labels: None where `note` says why there is no estimate.
         estimated_error_rate: the same over the number of labels.
@@ -78,8 +85,10 @@ class AuditRecord(_Part):
         id: names its folder, too.
         name: the caller's own.
         sha256: of the graph that it began with.
+        task: of the model; records of earlier releases, all of classifiers, have none.
         activation: for rows of another model.
-        outputs: numbers in a row.
+        outputs: probabilities that are stored of a row.
+        row_bytes: about what a row takes on disk beside them.
         created: seconds since 1970.
         size: bytes of its items.
         items: lines that are not blank.
@@ -97,8 +106,10 @@ class AuditRecord(_Part):
     model: str
     version: str
     sha256: str | None
+    task: TaskName = "multiclass"
     activation: Literal["softmax", "sigmoid"] | None
     outputs: int
+    row_bytes: int = ROW_BYTES
     created: float
     size: int
     items: int
@@ -120,19 +131,43 @@ class AuditRecord(_Part):
 
 
 @dataclass(frozen=True)
+class Room:
+    """What rows take on disk; see `AuditRecord`."""
+
+    outputs: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line on its way to a row.
+
+    Attributes:
+        line: its number.
+        sent: what stands there, or what is wrong with it.
+        answer: what the model said of its picture (`RowAnswer` of a classifier, `Raw` of a detector), or why it said
+            nothing; None where it was not asked.
+    """
+
+    line: int
+    sent: LossInput | Exception
+    answer: Any = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One scored item.
 
     Attributes:
         line: its number.
-        given: the label as it came.
-        facts: what else /loss says of it, `id` and `error` included.
+        given: the label, or the list of boxes, as it came.
+        facts: what else /loss says of it, `id` and `error` included, of a detector `boxes` and `missing`.
         quality: in [0, 1]; None for an error or an ignored label.
         suggested: a label's name, or names, that fit better.
         is_issue: whether it looks wrong.
         loss: focal loss.
-        target: the given class (1,), or 0 and 1 for each (C,), int32; None where there is no quality.
-        p: (K,) float32 probabilities to audit with; None where there is no quality.
+        target: the given class (1,), or 0 and 1 for each (C,), int32; None where there is no quality, and of boxes.
+        p: (K,) float32 probabilities to audit with; None where there is no quality, and of boxes.
     """
 
     line: int
@@ -144,6 +179,14 @@ class Row:
     loss: float | None = None
     target: NDArray[np.int32] | None = None
     p: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows in the order of their lines, and what their qualities are, by name."""
+
+    rows: list[Row]
+    methods: set[str]
 
 
 @dataclass(frozen=True)
@@ -169,3 +212,27 @@ class Verdicts:
     quality: NDArray[np.float64]
     is_issue: NDArray[np.bool_]
     suggested: list[str | list[str] | None]
+
+
+def error_row(item: Item, error: Exception) -> Row:
+    """The row of an item that cannot be scored."""
+    if isinstance(error, InvalidRequest) and error.errors:
+        # Its own text begins with the place in a request that there was none of.
+        error = InvalidRequest("; ".join(f"{row['msg']}" for row in error.errors))
+    facts: dict[str, Any] = {"error": item_problem(error)}
+    sent = item.sent
+    if isinstance(sent, Exception):
+        return Row(item.line, None, facts)
+    if sent.id is not None:
+        facts["id"] = sent.id
+    return Row(item.line, _repeatable(sent.label if sent.boxes is None else sent.boxes), facts)
+
+
+def _repeatable(given: Any) -> Any:
+    """As it came, but for what no answer can hold: half a surrogate pair becomes a question mark."""
+    return json.loads(json.dumps(given, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def detail_of(row: Row) -> str:
+    """What is wrong with a row of an error."""
+    return str(row.facts["error"]["detail"])

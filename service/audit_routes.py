@@ -1,25 +1,22 @@
 """/audits: whole data sets of given labels, scored in the background."""
 
 import asyncio
-import csv
-import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic_core import to_json
 
-from models.card import ModelCard
-from models.cells import neutralize
-from service.audit_answers import COLUMNS, AuditInfo, AuditList, AuditPage, info_of, row_of
+from service.audit_answers import AuditInfo, AuditList, AuditPage, info_of
 from service.audit_file import AuditFile
+from service.audit_forms import FORMS, Form, page_of
+from service.audit_kinds import KINDS
 from service.audit_records import AuditRecord, Ranked
 from service.audit_spool import Encoding, SpoolWriter, inspect
 from service.audits import Audits
 from service.bodies import validate_strings
-from service.errors import InvalidRequest, NotReady, RequestTimeout, UnsupportedMedia
+from service.errors import NotReady, RequestTimeout, UnsupportedMedia
 from service.exchange import Call
 from service.openapi import AUDIT_BODY, AUDIT_RESULTS, NOT_ENDED, PROBLEMS
 from service.schemas import AuditOptions
@@ -42,7 +39,7 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 @router.post(
     "",
     operation_id="create_audit",
-    summary="Audit the labels of a data set",
+    summary="Audit the labels, or the boxes, of a data set",
     status_code=202,
     response_model=AuditInfo,
     responses=_problems(404, *_REFUSALS),
@@ -51,29 +48,32 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 async def create(request: Request, response: Response) -> AuditInfo:
     """Takes NDJSON, one item of /loss a line, of any length; answers once all of it is on disk, and scores it after.
 
-    A line that is no item is an error of its own among the results. gzip bodies are taken.
+    A line that is no item is an error of its own among the results. gzip bodies are taken. Of a detector an item is a
+    picture with its boxes, and a row is a picture.
     """
     state: ServiceState = request.app.state.service
     call = Call(request.scope, request.receive)
     asked = validate_strings(AuditOptions, call.query())
     state.check_ready()
     served, card = state.with_card(asked.model)
-    if card.task == "detection":
-        raise InvalidRequest(f"model {card.name} is a detector; audits take classifiers")
+    kind = KINDS[card.task]
+    kind.check(card, asked)
     encoding = _encoding(call)
     audit, file = await asyncio.to_thread(state.audits.store.begin)
     try:
         size = await _spool(state, request, file, encoding, audit)
         found = await asyncio.to_thread(inspect, file.items)
-        outputs = _outputs(card, asked, found.width)
+        room = kind.room(card, asked, found)
         record = AuditRecord(
             id=audit,
             name=asked.name,
             model=served.name,
             version=served.version,
             sha256=card.sha256,
+            task=card.task,
             activation=asked.activation,
-            outputs=outputs,
+            outputs=room.outputs,
+            row_bytes=room.row_bytes,
             created=time.time(),
             size=size,
             items=found.items,
@@ -124,14 +124,14 @@ async def results(
     """A page of an audit that has ended; all of its rows with `Accept: application/x-ndjson` or `text/csv`."""
     audits = await _audits(request)
     accepted = request.headers.get("accept", "")
-    for kind, form in (("application/x-ndjson", _as_lines), ("text/csv", _as_table)):
-        if kind in accepted:
+    for media_type, make in FORMS.items():
+        if media_type in accepted:
             first = await audits.page(audit, after, _STREAMED_AT_ONCE)
-            return StreamingResponse(_stream(audits, audit, first, form), media_type=kind)
-    found = await audits.page(audit, after, page_size + 1)
-    more = len(found) > page_size
-    body = {"items": [row_of(row) for row in found[:page_size]], "next": found[page_size - 1].rank if more else None}
-    return Response(to_json(body), media_type="application/json")
+            form = make(KINDS[audits.store.get(audit).task])
+            return StreamingResponse(_stream(audits, audit, first, form), media_type=media_type)
+    found = await audits.page(audit, after, page_size)
+    body = await asyncio.to_thread(page_of, found, audits.store.get(audit).done)
+    return Response(body, media_type="application/json")
 
 
 @router.delete(
@@ -165,14 +165,6 @@ def _encoding(call: Call) -> Encoding:
     if encoding is not None:
         return encoding
     raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
-
-
-def _outputs(card: ModelCard, asked: AuditOptions, width: int | None) -> int:
-    if asked.activation is None:
-        return card.outputs
-    if width is None:
-        raise InvalidRequest("activation goes with logits or probabilities; the first lines have none")
-    return width
 
 
 async def _spool(state: ServiceState, request: Request, file: AuditFile, encoding: Encoding, audit: str) -> int:
@@ -210,32 +202,9 @@ async def _within(part: Awaitable[Answer], seconds: float) -> Answer:
         raise RequestTimeout(f"nothing of the body has arrived for {seconds:g} s") from None
 
 
-Form = Callable[[list[Ranked]], bytes]
-
-
 async def _stream(audits: Audits, audit: str, rows: list[Ranked], form: Form) -> AsyncIterator[bytes]:
-    if form is _as_table:
-        yield (",".join(COLUMNS) + "\r\n").encode()
+    if form.head:
+        yield form.head
     while rows:
-        yield await asyncio.to_thread(form, rows)
+        yield await asyncio.to_thread(form.body, rows)
         rows = await audits.page(audit, rows[-1].rank, _STREAMED_AT_ONCE)
-
-
-def _as_lines(rows: list[Ranked]) -> bytes:
-    return b"".join(to_json(row_of(row)) + b"\n" for row in rows)
-
-
-def _as_table(rows: list[Ranked]) -> bytes:
-    out = io.StringIO(newline="")
-    table = csv.writer(out)
-    for row in rows:
-        answer = row_of(row)
-        answer["error"] = answer.get("error", {}).get("detail")
-        table.writerow([_cell(answer.get(column)) for column in COLUMNS])
-    return out.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        value = "|".join(map(str, value))
-    return neutralize(value) if isinstance(value, str) else "" if value is None else value

@@ -1,4 +1,4 @@
-"""Lines of an audit with what the model said of them to rows with scores. No HTTP, no files, no batcher."""
+"""Lines of a classifier's audit with what the model said of them to rows with scores. No HTTP, no files, no batcher."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from models.calibration import unweighted_probabilities
 from models.card import ModelCard
 from models.errors import InvalidInput
 from models.tasks import TASKS
-from service.audit_records import Row
-from service.errors import InvalidRequest, item_problem
+from service.audit_records import Item, Row, Scored, error_row
+from service.errors import InvalidRequest
 from service.schemas import LossOptions
 from service.scoring import Given, ObserveLosses, card_of_rows, score_labels
 
@@ -23,24 +23,11 @@ _FAR = 1e4
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Rows in the order of their lines, and what their qualities are, by name."""
+class _Line:
+    """An item with its row and label."""
 
-    rows: list[Row]
-    methods: set[str]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One line's item, or why there is none.
-
-    Attributes:
-        line: its number.
-        given: its row and label.
-    """
-
-    line: int
-    given: Given | Exception
+    item: Item
+    given: Given
 
 
 def audit_card(card: ModelCard, activation: Activation, outputs: int) -> ModelCard:
@@ -53,59 +40,65 @@ def score_items(card: ModelCard, items: Sequence[Item], activation: Activation, 
 
     Args:
         card: by which rows are judged (`audit_card`).
-        items: with their rows.
+        items: with what the model said of their pictures.
         activation: as asked.
         observe: as of `score_labels`.
     """
     rows: list[Row] = []
     methods: set[str] = set()
-    good: list[Item] = []
+    good: list[_Line] = []
     for item in items:
-        wrong = _fault(card, item, activation)
-        if wrong is None:
-            good.append(item)
+        given = _given(card, item, activation)
+        if isinstance(given, Exception):
+            rows.append(error_row(item, given))
         else:
-            rows.append(_error(item, wrong))
+            good.append(_Line(item, given))
     _score(card, good, LossOptions.model_validate({"activation": activation}), observe, rows, methods)
     return Scored(sorted(rows, key=lambda row: row.line), methods)
 
 
-def _fault(card: ModelCard, item: Item, activation: Activation) -> Exception | None:
-    if isinstance(item.given, Exception):
-        return item.given
-    if isinstance(item.given.row, Exception):
-        return item.given.row
-    if activation is not None and item.given.row.shape != (card.outputs,):
-        return InvalidInput(f"the row has {len(item.given.row)} numbers; the first of the audit has {card.outputs}")
-    return None
+def _given(card: ModelCard, item: Item, activation: Activation) -> Given | Exception:
+    """The row and label of an item, or what is wrong with it."""
+    sent, row = item.sent, item.answer
+    if isinstance(sent, Exception):
+        return sent
+    if sent.boxes is not None:
+        return InvalidRequest("the model is a classifier; give a label, not boxes")
+    if sent.image is None:
+        if activation is not None and sent.row.shape != (card.outputs,):
+            return InvalidInput(f"the row has {len(sent.row)} numbers; the first of the audit has {card.outputs}")
+        return Given(sent.row, sent.label, sent.id, sent.kind)
+    if activation is not None:
+        return InvalidRequest("activation goes with logits or probabilities; for images the card knows it")
+    return row if isinstance(row, Exception) else Given(row.logits, sent.label, sent.id, sent.kind)
 
 
 def _score(
     card: ModelCard,
-    items: Sequence[Item],
+    lines: Sequence[_Line],
     options: LossOptions,
     observe: ObserveLosses,
     rows: list[Row],
     methods: set[str],
 ) -> None:
-    """Scores items together; where that is refused, each half on its own, until the bad ones stand alone."""
-    if not items:
+    """Scores lines together; where that is refused, each half on its own, until the bad ones stand alone."""
+    if not lines:
         return
-    given = [item.given for item in items if isinstance(item.given, Given)]
+    given = [line.given for line in lines]
     answer = _answer(card, given, options, observe)
     if isinstance(answer, Exception):
-        if len(items) == 1:
-            rows.append(_error(items[0], answer))
+        if len(lines) == 1:
+            rows.append(error_row(lines[0].item, answer))
             return
-        half = len(items) // 2
-        _score(card, items[:half], options, observe, rows, methods)
-        _score(card, items[half:], options, observe, rows, methods)
+        half = len(lines) // 2
+        _score(card, lines[:half], options, observe, rows, methods)
+        _score(card, lines[half:], options, observe, rows, methods)
         return
     methods.add(answer["parameters"]["quality_method"])
     judged = [one for one, found in zip(given, answer["items"], strict=True) if found.get("quality") is not None]
     p = iter(_probabilities(card, judged, options.activation))
-    for item, one, found in zip(items, given, answer["items"], strict=True):
-        rows.append(_row(card, item.line, one, found, p))
+    for line, found in zip(lines, answer["items"], strict=True):
+        rows.append(_row(card, line.item.line, line.given, found, p))
 
 
 def _answer(
@@ -154,19 +147,3 @@ def _probabilities(card: ModelCard, given: Sequence[Given], activation: Activati
         z = np.clip(z - (z.max(axis=1, keepdims=True) if card.activation == "softmax" else 0.0), -_FAR, _FAR)
         rows[logits] = unweighted_probabilities(z, card.activation, gamma, alpha)
     return rows.astype(np.float32)
-
-
-def _error(item: Item, error: Exception) -> Row:
-    if isinstance(error, InvalidRequest) and error.errors:
-        # Its own text begins with the place in a request that there was none of.
-        error = InvalidRequest("; ".join(f"{row['msg']}" for row in error.errors))
-    given = item.given.label if isinstance(item.given, Given) else None
-    facts: dict[str, Any] = {"error": item_problem(error)}
-    if isinstance(item.given, Given) and item.given.id is not None:
-        facts["id"] = item.given.id
-    return Row(item.line, given, facts)
-
-
-def detail_of(row: Row) -> str:
-    """What is wrong with a row of an error."""
-    return str(row.facts["error"]["detail"])

@@ -14,7 +14,7 @@ from service.schemas import LossInput
 
 Encoding = Literal["identity", "gzip"]
 LONGEST_LINE = 32 * 1024 * 1024
-_PART_ITEMS = 256
+PART_PICTURES = 256
 _PART_BYTES = 32 * 1024 * 1024
 _SMALL_ITEMS = 2048
 _SMALL_BYTES = 1024 * 1024
@@ -90,10 +90,12 @@ class Inspection:
 
     Attributes:
         items: lines that are not blank.
+        boxes: given boxes of a detector, about.
         width: how many numbers the first row of logits or probabilities has; None where there is none near the top.
     """
 
     items: int
+    boxes: int
     width: int | None
 
 
@@ -126,10 +128,11 @@ def inspect(path: Path) -> Inspection:
         InvalidRequest: it is empty.
         MalformedRequest: none of its first 100 lines is a JSON object.
     """
-    items, objects, width = 0, 0, 0
+    items, boxes, objects, width = 0, 0, 0, 0
     with path.open("rb") as file:
         for line in _lines(file, 0):
             items += 1
+            boxes += (line.text or b"").count(b'"box"')
             if items <= _LOOKED_AT and not width:
                 found = _row_width(line)
                 objects += found is not None
@@ -140,16 +143,17 @@ def inspect(path: Path) -> Inspection:
         raise InvalidRequest("there are no items in the request; send one JSON object a line")
     if not objects:
         raise MalformedRequest("the body is not NDJSON: none of its first lines is a JSON object; send one item a line")
-    return Inspection(items, width or None)
+    return Inspection(items, boxes, width or None)
 
 
-def read_part(path: Path, offset: int, line: int) -> Part:
+def read_part(path: Path, offset: int, line: int, most_pictures: int = PART_PICTURES) -> Part:
     """The next lines: at most 256, and of about 32 MiB; of rows without pictures up to 2,048 in 1 MiB.
 
     Args:
         path: of the spooled body.
         offset: byte where the part begins.
         line: number of the line before it.
+        most_pictures: lines at most, where there are pictures among them, or long ones.
     """
     found: list[Line] = []
     size, pictures = 0, False
@@ -159,7 +163,7 @@ def read_part(path: Path, offset: int, line: int) -> Part:
             found.append(one)
             line, size = one.number, size + len(one.text or b"")
             pictures = pictures or b'"image"' in (one.text or b"")
-            most = _PART_ITEMS if pictures or size >= _SMALL_BYTES else _SMALL_ITEMS
+            most = most_pictures if pictures or size >= _SMALL_BYTES else _SMALL_ITEMS
             if size >= _PART_BYTES or len(found) >= most:
                 break
         return Part(found, file.tell(), line)

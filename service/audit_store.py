@@ -20,8 +20,6 @@ from service.errors import NotFound, NotReady, Overloaded
 
 log = logging.getLogger("focalserve")
 _FOLDER = re.compile(r"[0-9a-f]{16}")
-_ROW_BYTES = 512
-"""About what a row takes in the database beside its probabilities."""
 
 
 class AuditStore:
@@ -161,7 +159,7 @@ class AuditStore:
                 self.drop(record.id)
 
     def page(self, audit: str, after: int, count: int) -> list[Ranked]:
-        """Rows of a concluded audit by rank, those behind `after`."""
+        """Rows of a concluded audit by rank, those behind `after`; fewer than `count` where they are very long."""
         return self.file(audit).page(after, count)
 
     def _take_over(self, folder: Path) -> None:
@@ -193,7 +191,7 @@ class AuditStore:
 
 def bytes_of(record: AuditRecord) -> int:
     """About what an audit takes on disk: its items until it has ended, then its rows alone."""
-    rows = record.items * (_ROW_BYTES + 4 * record.outputs)
+    rows = record.items * (record.row_bytes + 4 * record.outputs)
     return rows if record.is_final else record.size + rows + 4 * record.items * record.outputs
 
 

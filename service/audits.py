@@ -3,22 +3,20 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, TypeVarTuple
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError
-from service.audit_records import FIRST_ERRORS, AuditRecord, LineError, Ranked, State
-from service.audit_scoring import Item, audit_card, detail_of, score_items
+from service.audit_kinds import KINDS, Judge
+from service.audit_records import FIRST_ERRORS, AuditRecord, Item, LineError, Ranked, State, detail_of
 from service.audit_spool import Part, parse_item, read_part
 from service.audit_store import AuditStore
-from service.audit_verdict import conclude
 from service.batcher import Timed
+from service.detector import Wish
 from service.errors import Conflict, InvalidRequest, NotReady
-from service.schemas import LossInput
-from service.scoring import Given
 from service.served import Served
 
 log = logging.getLogger("focalserve")
@@ -36,7 +34,12 @@ class Models(Protocol):
         ...
 
     async def run_later(
-        self, served: Served, card: ModelCard, images: Sequence[str], gone: Callable[[], bool]
+        self,
+        served: Served,
+        card: ModelCard,
+        images: Sequence[str],
+        gone: Callable[[], bool],
+        wish: Wish | None = None,
     ) -> list[Timed | Exception]:
         """Runs images without hurry."""
         ...
@@ -189,26 +192,27 @@ class Audits:
     async def _score_all(self, record: AuditRecord) -> None:
         file = self.store.file(record.id)
         _, card = await self._model(record)
-        judge = audit_card(card, record.activation, record.outputs)
+        judge = KINDS[record.task].judge(card, record)
         record = record.model_copy(update={"state": "running"})
         await self._threaded(self.store.save, record)
-        while (part := await self._threaded(read_part, file.items, record.offset, record.line)).lines:
+        while (
+            part := await self._threaded(read_part, file.items, record.offset, record.line, judge.pictures)
+        ).lines:  # fmt: skip
             record = await self._score(record, judge, part)
-        record, verdicts = await self._threaded(conclude, judge, record, file)
+        record, verdicts = await self._threaded(judge.conclude, record, file)
         await self._threaded(self.store.end, record, "done", verdicts)
         log.info("audit %s is done: %d items, %d of them bad", record.id, record.done, record.errors)
 
-    async def _score(self, record: AuditRecord, judge: ModelCard, part: Part) -> AuditRecord:
+    async def _score(self, record: AuditRecord, judge: Judge, part: Part) -> AuditRecord:
         parsed = await self._threaded(_parse, part)
-        images = [
-            item.image
-            for _, item in parsed
-            if isinstance(item, LossInput) and item.image is not None and record.activation is None
+        pictures = [None if isinstance(item.sent, Exception) else judge.picture(item.sent) for item in parsed]
+        served, results = await self._ask(record, [one for one in pictures if one is not None], judge.wish)
+        answers = iter(results)
+        items = [
+            item if picture is None else replace(item, answer=_answer(next(answers)))
+            for item, picture in zip(parsed, pictures, strict=True)
         ]
-        served, results = await self._ask(record, images)
-        found = iter(results)
-        items = [Item(number, _given(item, found, record)) for number, item in parsed]
-        scored = await self._threaded(score_items, judge, items, record.activation, served.observer.labelled)
+        scored = await self._threaded(judge.score, items, served.observer.labelled)
         wrong = [row for row in scored.rows if "error" in row.facts]
         told = [LineError(line=row.line, detail=detail_of(row)) for row in wrong]
         record = record.model_copy(
@@ -224,12 +228,14 @@ class Audits:
         await self._threaded(self.store.append, record, scored.rows)
         return record
 
-    async def _ask(self, record: AuditRecord, images: Sequence[str]) -> tuple[Served, list[Timed | Exception]]:
+    async def _ask(
+        self, record: AuditRecord, images: Sequence[str], wish: Wish | None
+    ) -> tuple[Served, list[Timed | Exception]]:
         """The model's rows for images; where it is exchanged meanwhile, those of its successor if it is the same."""
         while True:
             served, card = await self._model(record)
             try:
-                results = await self._models.run_later(served, card, images, lambda: record.id in self._cancelled)
+                results = await self._models.run_later(served, card, images, lambda: record.id in self._cancelled, wish)
             except NotReady:
                 await asyncio.sleep(_LOOK_AGAIN)
                 continue
@@ -262,17 +268,9 @@ class Audits:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
 
-def _parse(part: Part) -> list[tuple[int, LossInput | FocalserveError]]:
-    return [(line.number, parse_item(line)) for line in part.lines]
+def _parse(part: Part) -> list[Item]:
+    return [Item(line.number, parse_item(line)) for line in part.lines]
 
 
-def _given(item: LossInput | Exception, results: Iterator[Timed | Exception], record: AuditRecord) -> Given | Exception:
-    if isinstance(item, Exception):
-        return item
-    if item.image is None:
-        return Given(item.row, item.label, item.id, item.kind)
-    if record.activation is not None:
-        return InvalidRequest("activation goes with logits or probabilities; for images the card knows it")
-    result = next(results)
-    row = result.result.answer.logits if isinstance(result, Timed) else result
-    return Given(row, item.label, item.id, item.kind)
+def _answer(result: Timed | Exception) -> Any:
+    return result if isinstance(result, Exception) else result.result.answer

@@ -50,6 +50,15 @@ def detect_items(
     return fill_items(answers, ids, fill)
 
 
+def given_boxes(card: ModelCard, label: Any, name: str | None) -> GivenBoxes:
+    """One picture's given boxes from their wire form (models.box_labels).
+
+    Raises:
+        InvalidLabel: not of that form, naming the place.
+    """
+    return GivenBoxes(_TASK.targets(label, card), name)
+
+
 def read_given(card: ModelCard, labels: Sequence[Any], ids: Sequence[str | None]) -> list[GivenBoxes]:
     """Given boxes from their wire form (models.box_labels), one list per picture.
 
@@ -59,7 +68,7 @@ def read_given(card: ModelCard, labels: Sequence[Any], ids: Sequence[str | None]
     given, wrong = list[GivenBoxes](), list[dict[str, str]]()
     for i, (label, name) in enumerate(zip(labels, ids, strict=True)):
         try:
-            given.append(GivenBoxes(_TASK.targets(label, card), name))
+            given.append(given_boxes(card, label, name))
         except InvalidInput as error:
             place, _, what = str(error).partition(": ")
             wrong.append({"loc": f"inputs.{i}.{place}" if what else f"inputs.{i}.boxes", "msg": what or place})

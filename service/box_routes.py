@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from pydantic_core import to_json
 
-from models.boxes import make_anchors
 from models.card import ModelCard
-from models.class_logits import HostLogits
-from models.detect import Geometry, detector_of
 from models.task import Floats, ScoreOptions
 from service.batcher import Timed
 from service.box_answers import GivenBoxes, box_loss_answer, box_options, read_given, score_picture
+from service.box_items import arrays_of, check_item
 from service.detector import RAW, Raw, Wish
 from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
@@ -25,8 +22,6 @@ from service.timing import tell
 
 _AT_ONCE = 16
 """Pictures whose raw outputs are held at once: those of one may be megabytes."""
-_MOST_BOXES = 5000
-"""Given boxes of one picture: what scoring them costs grows with anchors times boxes."""
 _CLASSIFIERS = ("top_k",)
 _DETECTORS = ("score_threshold", "iou_threshold", "max_detections")
 
@@ -66,12 +61,7 @@ async def box_loss(
         InvalidRequest: boxes, arrays or options that do not fit.
     """
     options = box_options(card, asked)
-    for i, item in enumerate(items):
-        if item.boxes is None:
-            raise InvalidRequest(f"inputs.{i}: model {card.name} is a detector; give boxes, not a label")
-        if item.image is None:
-            _check_arrays(card, item, i)
-    _check_boxes(items, state.settings.max_rows)
+    _check(card, items, state.settings.max_rows)
     given = await asyncio.to_thread(read_given, card, [item.boxes for item in items], [item.id for item in items])
     results: list[Timed | Exception] = []
     scores = []
@@ -80,7 +70,7 @@ async def box_loss(
         images = [item.image for item in part if item.image is not None]
         ran = await state.run(served, card, images, call, RAW) if images else []
         found = iter(ran)
-        raw = [_raw(card, item) if item.image is None else _answer(next(found)) for item in part]
+        raw = [arrays_of(card, item) if item.image is None else _answer(next(found)) for item in part]
         scores += await asyncio.to_thread(_score, card, raw, given[at : at + _AT_ONCE], options)
         results += [one if isinstance(one, Exception) else _forget(one) for one in ran]
     if len(scores) == 1 and isinstance(scores[0], Exception):
@@ -109,27 +99,17 @@ def _forget(timed: Timed) -> Timed:
     return Timed(None, timed.began, timed.queued, timed.ran)
 
 
-def _check_boxes(items: Sequence[LossInput], most: int) -> None:
-    counts = [len(item.boxes or ()) for item in items]
-    if max(counts) > _MOST_BOXES:
-        raise BodyTooLarge(f"inputs.{counts.index(max(counts))}.boxes: more than {_MOST_BOXES} of one image")
-    if sum(counts) > most:
-        raise BodyTooLarge(f"{sum(counts)} boxes in one request; {most} are allowed")
-
-
-def _check_arrays(card: ModelCard, item: LossInput, index: int) -> None:
-    if item.cls_logits is None or item.box_deltas is None:
-        raise InvalidRequest(f"inputs.{index}: a detector's rows are cls_logits [A, K] and box_deltas [A, 4]")
-    anchors = len(make_anchors(detector_of(card), card.input.height, card.input.width))
-    wanted = (anchors, len(card.labels)), (anchors, 4)
-    if (item.cls_logits.shape, item.box_deltas.shape) != wanted:
-        raise InvalidRequest(f"inputs.{index}: cls_logits and box_deltas of model {card.name} are {wanted}")
-
-
-def _raw(card: ModelCard, item: LossInput) -> Raw:
-    """Arrays that came in the body: their boxes are in pixels of the input."""
-    place = Geometry((1.0, 1.0), (0.0, 0.0), card.input.width, card.input.height)
-    return Raw(HostLogits(np.asarray(item.cls_logits, np.float32)), np.asarray(item.box_deltas, np.float32), place)
+def _check(card: ModelCard, items: Sequence[LossInput], most: int) -> None:
+    for i, item in enumerate(items):
+        try:
+            check_item(card, item)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"inputs.{i}: {error}") from None
+        except BodyTooLarge as error:
+            raise BodyTooLarge(f"inputs.{i}.{error}") from None
+    count = sum(len(item.boxes or ()) for item in items)
+    if count > most:
+        raise BodyTooLarge(f"{count} boxes in one request; {most} are allowed")
 
 
 def _as_card(options: ScoreOptions, card: ModelCard) -> bool:

@@ -112,7 +112,7 @@ AUDIT_BODY: dict[str, Any] = {
             (
                 "activation",
                 {"type": "string", "enum": ["softmax", "sigmoid"]},
-                "For rows of another model: how they become probabilities.",
+                "For rows of another model: how they become probabilities. Not with a detector.",
             ),
         )
     ],
@@ -121,8 +121,19 @@ AUDIT_BODY: dict[str, Any] = {
         "content": {
             "application/x-ndjson": {
                 "schema": {"$ref": _REF.format(model=_ITEM)},
-                "example": '{"id": "a", "image": "iVBORw0KGgo...", "label": "Bag"}\n'
-                '{"id": "b", "logits": [2.5, -1.0, 0.3], "label": 0}\n',
+                "examples": {
+                    "labels": {
+                        "summary": "labels of a classifier",
+                        "value": '{"id": "a", "image": "iVBORw0KGgo...", "label": "Bag"}\n'
+                        '{"id": "b", "logits": [2.5, -1.0, 0.3], "label": 0}\n',
+                    },
+                    "boxes": {
+                        "summary": "boxes of a detector",
+                        "value": '{"id": "a", "image": "iVBORw0KGgo...", '
+                        '"boxes": [{"box": [12, 30, 58, 96], "label": "Bag", "id": 7}]}\n'
+                        '{"id": "b", "image": "iVBORw0KGgo...", "boxes": []}\n',
+                    },
+                },
             }
         },
     },

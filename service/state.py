@@ -139,7 +139,12 @@ class ServiceState:
             batcher.holders -= 1
 
     async def run_later(
-        self, served: Served, card: ModelCard, images: Sequence[Encoded], gone: Callable[[], bool]
+        self,
+        served: Served,
+        card: ModelCard,
+        images: Sequence[Encoded],
+        gone: Callable[[], bool],
+        wish: Wish | None = None,
     ) -> list[Timed | Exception]:
         """As `run`, for images without hurry: few at a time, and a full queue is waited for.
 
@@ -151,7 +156,10 @@ class ServiceState:
         async def one(image: Encoded) -> Timed | Exception:
             async with places:
                 item = await self._decoder.one(image, card, served.observer)
-                return item if isinstance(item, Exception) else await _failed(served.batcher.submit_later(item, gone))
+                if isinstance(item, Exception):
+                    return item
+                wanted = item if wish is None else Look(item, wish)
+                return await _failed(served.batcher.submit_later(wanted, gone))
 
         served.batcher.holders += 1
         tasks = [asyncio.ensure_future(one(image)) for image in images]

@@ -215,6 +215,18 @@ def test_rows_are_taken_by_the_thousand_and_pictures_a_few_at_a_time(
     assert found == sizes
 
 
+def test_fewer_pictures_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "items").write_bytes(b'{"image": "aaaa", "boxes": []}\n' * 40)
+    assert [len(read_part(tmp_path / "items", 0, 0, most).lines) for most in (1, 16, 99)] == [1, 16, 40]
+
+
+def test_given_boxes_are_counted(tmp_path: Path) -> None:
+    line = b'{"image": "aaaa", "boxes": [{"box": [1, 2, 3, 4], "label": 0}, {"label": "box", "box": [1, 2, 3, 4]}]}\n'
+    (tmp_path / "items").write_bytes(line * 200)
+    # A label of that name counts as one more.
+    assert (inspect(tmp_path / "items").items, inspect(tmp_path / "items").boxes) == (200, 600)
+
+
 @given(st.lists(st.sampled_from([b"", b" ", b"{}", b'{"label": 0}', b"x", b"\r"]), max_size=600), st.booleans())
 def test_parts_hold_every_line_once_with_its_number(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], is_open: bool

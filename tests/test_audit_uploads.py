@@ -8,11 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from models.card import ModelCard
 from service.app import create_app
 from service.audit_spool import LONGEST_LINE
-from service.served import Served
-from service.state import ServiceState
 from tests.audits import LABELS, NDJSON, ended, images_of, items_of, labelled, ndjson, rows_of, sent
 from tests.serving import b64, problem_of, running, settings_of, write_linear
 
@@ -43,6 +40,8 @@ async def test_a_bad_line_is_its_own_error_and_comes_last(http: httpx.AsyncClien
         (ndjson([{"logits": [1.0, 2.0], "label": 0}]).strip(), 422),
         (ndjson([{"logits": [1.5e308, -1.5e308, 0.0], "label": 1}]).strip(), 422),
         (ndjson([{"probabilities": [0.5, 0.9, 0.1], "label": 0}]).strip(), 422),
+        (ndjson([{"image": good[0]["image"], "boxes": []}]).strip(), 422),
+        (b'{"logits": [1.0, 2.0, 3.0], "label": "\\ud800"}', 422),
     ]
     body = b"\n\n".join([*(line for line, _ in bad), ndjson(good)])
     info = await ended(http, (await sent(http, body))["id"])
@@ -53,6 +52,7 @@ async def test_a_bad_line_is_its_own_error_and_comes_last(http: httpx.AsyncClien
     assert [row["error"]["status"] for row in rows[3:]] == [status for _, status in bad]
     assert [one["line"] for one in info["first_errors"]] == [row["line"] for row in rows[3:]]
     assert not any("inputs." in row["error"]["detail"] for row in rows[3:])
+    assert [row["given_label"] for row in rows[-2:]] == [[], "?"]
 
 
 async def test_a_line_that_is_too_long_is_an_error_and_the_next_is_read(models: Path, tmp_path: Path) -> None:
@@ -115,18 +115,6 @@ async def test_the_cap_counts_decompressed_bytes(http: httpx.AsyncClient) -> Non
     problem_of(answer, 413, "too-large")
 
 
-async def test_a_detector_is_refused(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card = ServiceState.with_card
-
-    def detector(state: ServiceState, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
-        served, card = with_card(state, name, version)
-        return served, card.model_copy(update={"task": "detection"})
-
-    monkeypatch.setattr(ServiceState, "with_card", detector)
-    found = problem_of(await http.post("/audits", content=SOME, headers=NDJSON), 422, "invalid-request")
-    assert "is a detector" in found["detail"]
-
-
 async def test_as_many_audits_are_kept_as_are_allowed(models: Path, tmp_path: Path) -> None:
     async with running(settings_of(models=models, audit_dir=tmp_path / "audits", max_audits=2)) as http:
         ids = [(await sent(http, SOME))["id"] for _ in range(2)]
@@ -153,7 +141,7 @@ def test_openapi_shows_the_routes_with_what_they_take_and_answer(models: Path) -
     create, results = schema["paths"]["/audits"]["post"], schema["paths"]["/audits/{audit}/results"]["get"]
     taken = create["requestBody"]["content"]["application/x-ndjson"]
     assert taken["schema"] == {"$ref": "#/components/schemas/LossInput"}
-    for line in taken["example"].splitlines():
+    for line in taken["examples"]["labels"]["value"].splitlines():
         assert {"label"} < set(json.loads(line))
     assert {one["name"] for one in create["parameters"]} == {"model", "name", "activation"}
     assert {"202", "400", "404", "413", "415", "422", "429", "503"} <= set(create["responses"])

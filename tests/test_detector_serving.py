@@ -188,6 +188,13 @@ async def test_boxes_that_do_not_fit_are_named(http: httpx.AsyncClient, item: Js
     assert words in problem_of(answer, 422, "invalid-request")["detail"]
 
 
+async def test_an_id_that_no_answer_can_repeat_is_refused(http: httpx.AsyncClient) -> None:
+    item = {"image": b64(FILES[0]), "boxes": [{"box": [1, 1, 9, 30], "label": 0, "id": "\ud800"}]}
+    body = json.dumps({"inputs": [item]})
+    answer = await http.post("/loss", content=body, headers={"content-type": "application/json"})
+    assert "inputs.0.boxes.0.id" in problem_of(answer, 422, "invalid-request")["detail"]
+
+
 async def test_too_many_boxes_are_refused_before_they_are_scored(http: httpx.AsyncClient) -> None:
     item = {"image": b64(FILES[0]), "boxes": [{"box": [1, 1, 9, 9], "label": 0}] * 5001}
     problem = problem_of(await http.post("/loss", json={"inputs": [item]}), 413, "too-large")

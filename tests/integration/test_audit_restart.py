@@ -9,7 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.audits import NDJSON, items_of, labelled, ndjson
+from tests.audited_boxes import box_items, without_rank
+from tests.audits import NDJSON, by_line, items_of, labelled, ndjson
 from tests.integration.launch import Server, launched, wait
 from tests.serving import SIZE, Json, b64, pictures, png_of, write_linear
 
@@ -109,6 +110,37 @@ def test_a_killed_service_goes_on_and_ends_as_if_nothing_had_happened(
     with launched(models, **settings) as server:
         server.until("process began")
         assert rows_of(server, audit) == found
+
+
+def test_an_audit_of_boxes_goes_on_after_a_kill_and_says_what_loss_says(
+    detector_artifacts: Path, tmp_path: Path
+) -> None:
+    items, settings = box_items(40), {"audit_dir": str(tmp_path / "audits"), "max_batch": "4", "threads": "1"}
+    many = [{**items[n % 40], "id": str(n)} for n in range(200)]
+    many[7] = {"id": "bad", "label": "tops", "image": items[0]["image"]}
+    with launched(detector_artifacts, **settings) as server:
+        audit = start(server, ndjson(many))
+        wait(lambda: info_of(server, audit)["done"] > 16, 30)
+        server.signal(signal.SIGKILL)
+        server.ended(10)
+    with launched(detector_artifacts, **settings) as server:
+        server.until("process began")
+        assert 0 < info_of(server, audit)["done"] < 200, "it was not killed midway"
+        rows = rows_of(server, audit)
+        answer = httpx.post(f"{server.url}/loss", json={"inputs": items}, timeout=60)
+        summary = info_of(server, audit)["summary"]
+    assert [row["rank"] for row in rows] == list(range(1, 201))
+    assert (rows[-1]["id"], rows[-1]["line"], "error" in rows[-1]) == ("bad", 8, True)
+    scored = [row for row in by_line(rows) if row["id"] != "bad"]
+    assert [row["id"] for row in scored] == [str(n) for n in range(200) if n != 7]
+    assert summary["scored"] == 199 and summary["issues"] == sum(row["is_issue"] for row in scored)
+    for row in scored:
+        want = answer.json()["items"][int(row["id"]) % 40]
+        assert row["loss"] == pytest.approx(want["loss"], rel=1e-4)
+        assert [box.keys() for box in row["boxes"]] == [box.keys() for box in without_rank(want["boxes"])]
+        for box, other in zip(row["boxes"], want["boxes"], strict=True):
+            assert box["label"] == other["label"] and box.get("id") == other.get("id")
+            assert box.get("quality") == (other.get("quality") and pytest.approx(other["quality"], abs=1e-4))
 
 
 def test_a_service_that_is_told_to_stop_leaves_an_audit_that_goes_on(models: Path, body: bytes, tmp_path: Path) -> None:
