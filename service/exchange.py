@@ -44,7 +44,7 @@ class Reply:
 
 
 class _Room:
-    """Takes as many bytes as were announced. numpy asks for large pages, which halves the time of receiving."""
+    """Takes as many bytes as were announced. numpy asks for large pages, which saves page faults."""
 
     def __init__(self, length: int) -> None:
         self._bytes = np.empty(length, np.uint8).data
