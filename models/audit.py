@@ -15,6 +15,7 @@ from models.noise import (
     deconvolve,
     evenly,
     fit_transition,
+    match_count,
     posterior,
     share_of_others,
 )
@@ -57,10 +58,11 @@ class Audit:
     """What is known of N given labels of K classes.
 
     Attributes:
-        quality: (N,) in [0, 1], 0 = surely wrong.
+        quality: (N,) in [0, 1], the probability that the given label is right; `1 - quality` of all of them adds up to
+            about `noise.wrong`.
         is_issue: (N,) whether a label is among the `round(noise.wrong)` of lowest quality.
         suggested: (N,) the likeliest class but for the given one.
-        p_suggested: (N,) in [0, 1], the probability that it is the true one; 0 where the label is no issue.
+        p_suggested: (N,) in [0, 1 - quality], the probability that it is the true one; 0 where the label is no issue.
         posterior: (N,) the part of the quality that new images have too.
         noise: the estimated number of wrong labels, by pair of classes.
         transition: (K, K), T, of the posterior.
@@ -157,11 +159,13 @@ def audit_labels(p: Probabilities, given: Indices, in_fold: Floats | None = None
     is_issue = lowest(quality, round(noise.wrong))
     p_suggested = np.where(is_issue, (1.0 - quality) * share, 0.0)
     if guard.passed:
+        quality = match_count(quality, noise.wrong)
         trust = min(1.0, noise.wrong / count / _MUCH_NOISE)
         for few in np.array_split(np.flatnonzero(is_issue), len(_chunks(count, classes))):
             seen = None if in_fold is None else in_fold[few]
             bold = _without_noise(p[few], given[few], suggested[few], seen, noise.transition)
             p_suggested[few] += trust * (bold - p_suggested[few])
+        quality = np.minimum(quality, 1.0 - p_suggested)
     method: Method = "posterior" if in_fold is None else "posterior with in-fold evidence"
     return Audit(
         quality=quality,

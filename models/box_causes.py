@@ -5,6 +5,7 @@ spoilt on purpose) causes are probabilities. Without one, each cause has its pla
 the probability at which a single label would have the box's focal loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from models.box_quality import SWAP_RATE, BoxSigns
 from models.box_view import GAMMA
 from models.boxes import Floats, Indices
 from models.calibration import log_softmax
-from models.card import BoxCalibrator
+from models.detector_spec import BoxCalibrator
 from models.errors import BundleError, InvalidInput
 from models.losses import binary_margin_focal
 
@@ -38,10 +39,14 @@ SIGNS = (
     "pull",
     "fit",
     "reach",
+    "aside",
+    "resized",
+    "firm",
+    "scatter",
 )
 PRODUCTS = (("doubted", "on"), ("pull", "own"), ("spurious", "pull"), ("given", "fit"))
 FEATURES = (*SIGNS, *(f"log {name}" for name in SIGNS), *(f"{first} * {second}" for first, second in PRODUCTS))
-"""What a calibrator may weigh: 15 signs, their logarithms, and four products of two."""
+"""What a calibrator may weigh: 19 signs, their logarithms, and four products of two."""
 UNFITTED_THRESHOLD = 0.1
 """Without a calibrator a box of less quality is an issue: its focal mean is that of a label given a chance of .1."""
 _LOG_FLOOR = 1e-4
@@ -113,15 +118,17 @@ def apply_calibrator(calibrator: BoxCalibrator, signs: BoxSigns) -> Floats:
     return out
 
 
-def fit_calibrator(features: Floats, causes: Indices, strength: float = 1.0) -> BoxCalibrator:
+def fit_calibrator(
+    features: Floats, causes: Indices, strength: float = 1.0, expected: Sequence[float] | None = None
+) -> BoxCalibrator:
     """Fits the calibrator: penalised maximum likelihood by Newton's method on standardised features.
-
-    P(none) is of data with as many wrong boxes as these: fit on what is expected, about one in ten.
 
     Args:
         features: (N, F) of boxes that the detector was not trained on, columns as FEATURES.
         causes: (N,) int64, what is wrong with each, index into CAUSES.
         strength: of the squared-weight penalty, which half of each is multiplied with; the bias is free.
+        expected: (4,) share of each of CAUSES where the calibrator will be used, to which the biases are moved: to fit
+            it takes many wrong boxes. None: as in these data.
 
     Returns:
         The calibrator of the causes that occur.
@@ -136,6 +143,8 @@ def fit_calibrator(features: Floats, causes: Indices, strength: float = 1.0) -> 
     scale = np.where(spread > 1e-9, spread, 1.0)
     x = np.concatenate([(features - mean) / scale, np.ones((len(features), 1))], axis=1)
     weights = _newton(x, (causes[:, None] == present).astype(np.float64), strength)
+    if expected is not None:
+        weights[-1] += np.log(np.asarray(expected)[present] / (causes[:, None] == present).mean(axis=0))
     return BoxCalibrator(
         causes=[CAUSES[k] for k in present],
         features=list(FEATURES),

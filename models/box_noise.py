@@ -4,7 +4,9 @@ What a detector's calibrator is fitted on at export, and what benchmarks look fo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,12 @@ from models.box_causes import BADLY_LOCATED, NONE, SPURIOUS, SWAPPED
 from models.boxes import BoxLabels, Floats, Indices, box_iou, intersections
 from models.errors import InvalidInput
 
+Way = Literal["any", "moved", "resized", "side", "sides"]
+"""How a box comes to lie badly: moved and resized at once, one of the two, or with one side or all of them off."""
+WAYS: tuple[Way, ...] = get_args(Way)
 _TRIES = 50
-_HALVINGS = 50
+_HALVINGS = 55
+_FURTHEST = 64.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class BoxNoise:
         swap: share that get another class; nothing happens where there is but one.
         invent: boxes added where nothing is, per given box (per image that has none: its chance of one).
         shift_iou: a moved box's IoU with what it was: evenly between these two.
+        ways: how boxes are moved, each as often as the others.
         confusion: (K, K), row j: half of the swaps of class j go where this says (its diagonal does not count), the
             other half anywhere; None: all anywhere.
 
@@ -39,6 +46,7 @@ class BoxNoise:
     swap: float = 0.0
     invent: float = 0.0
     shift_iou: tuple[float, float] = (0.3, 0.6)
+    ways: tuple[Way, ...] = ("any",)
     confusion: Floats | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +97,8 @@ def spoil_boxes(
     swapped = (fate >= ends[1]) & (fate < ends[2]) & (classes > 1)
     xyxy, names = np.array(labels.xyxy, np.float64), np.array(labels.labels, np.int64)
     for k in np.flatnonzero(shifted):
-        xyxy[k] = move_box(xyxy[k], rng.uniform(*noise.shift_iou), size, rng)
+        way = noise.ways[rng.integers(len(noise.ways))]
+        xyxy[k] = move_box(xyxy[k], rng.uniform(*noise.shift_iou), size, rng, way)
     for k in np.flatnonzero(swapped):
         names[k] = rng.choice(classes, p=_swap_chances(int(names[k]), classes, noise.confusion))
     causes = np.select([shifted, swapped], [BADLY_LOCATED, SWAPPED], NONE)
@@ -109,28 +118,45 @@ def spoil_boxes(
     )
 
 
-def move_box(box: Floats, iou: float, size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """The box (4,) moved and resized at random until it overlaps itself by an IoU in (0, 1).
+def move_box(box: Floats, iou: float, size: tuple[int, int], rng: np.random.Generator, way: Way = "any") -> Floats:
+    """The box (4,) drawn badly at random until it overlaps itself by an IoU in (0, 1).
 
     It stays as far within the picture as it was; a box that has no room to move shrinks.
 
     Args:
         box: (4,), pixels.
-        iou: wanted, within 1e-6.
+        iou: wanted, within 1e-6; .05 or more.
         size: (width, height) of the picture.
         rng: chance.
+        way: how.
     """
     limits = np.concatenate([np.minimum(box[:2], 0.0), np.maximum(box[2:], size)])
     for _ in range(_TRIES):
-        angle, growth = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(-0.7, 0.7, 2)
-        found = _moved(box, iou, np.array([math.cos(angle), math.sin(angle)]), growth)
+        found = _gone(box, iou, _start(box, way, rng))
         if (found[:2] >= limits[:2]).all() and (found[2:] <= limits[2:]).all():
             return found
-    return _moved(box, iou, np.zeros(2), np.array([-1.0, -1.0]))
+    return _gone(box, iou, _transformed(box, np.zeros(2), np.array([-1.0, -1.0])))
 
 
-def _moved(box: Floats, iou: float, way: Floats, growth: Floats) -> Floats:
-    """The box gone so far along a way (in sides, with log-growth of them) that its IoU with itself is as wanted."""
+def _start(box: Floats, way: Way, rng: np.random.Generator) -> Callable[[float], Floats]:
+    """The box (4,) by how far it has gone, in a direction drawn at random."""
+    sides = np.tile(box[2:] - box[:2], 2)
+    if way == "side":
+        step = np.zeros(4)
+        step[rng.integers(4)] = rng.choice([-1.0, 1.0])
+        return lambda distance: box + step * sides * distance
+    if way == "sides":
+        steps = rng.normal(size=4)
+        return lambda distance: box + steps * sides * distance
+    angle = rng.uniform(0.0, 2.0 * math.pi)
+    heading = np.array([math.cos(angle), math.sin(angle)])
+    if way == "resized":
+        return _transformed(box, np.zeros(2), heading)
+    return _transformed(box, heading, rng.uniform(-0.7, 0.7, 2) if way == "any" else np.zeros(2))
+
+
+def _transformed(box: Floats, way: Floats, growth: Floats) -> Callable[[float], Floats]:
+    """The box by the distance it has gone along a way (in sides), with log-growth of its sides."""
     centre, sides = (box[:2] + box[2:]) / 2.0, box[2:] - box[:2]
 
     def at(distance: float) -> Floats:
@@ -138,7 +164,12 @@ def _moved(box: Floats, iou: float, way: Floats, growth: Floats) -> Floats:
         middle = centre + way * sides * distance
         return np.concatenate([middle - half, middle + half])
 
-    near, far = 0.0, 8.0
+    return at
+
+
+def _gone(box: Floats, iou: float, at: Callable[[float], Floats]) -> Floats:
+    """The box gone so far that its IoU with itself is as wanted."""
+    near, far = 0.0, _FURTHEST
     for _ in range(_HALVINGS):
         middle = (near + far) / 2.0
         overlap = float(box_iou(box[None], at(middle)[None])[0, 0])

@@ -14,18 +14,22 @@ import numpy as np
 
 from models.box_view import SEEN, Owned, View, box_focal, largest, largest_other, means
 from models.boxes import TIE, Floats, Indices, Pairs, overlapping_pairs, paired_iou, parts_of
-from models.card import DetectorSpec
+from models.detector_spec import DetectorSpec
 
 SWAP_RATE = 0.1
 """Share of labels taken to be swapped, before anything is seen, by `doubted`."""
 _NEAR, _ON, _SUGGESTED = 0.25, 0.5, 0.2
+_RIVAL = 0.5
+_FURTHEST = 5.0
 _POOL_FLOOR = 1e-6
 _TINY = 1e-300
 
 
 @dataclass(frozen=True)
 class BoxSigns:
-    """Signs of M given boxes. (M,) float64 each; all but the last two in [0, 1] or, `focal`, >= 0.
+    """Signs of M given boxes. (M,) float64 each but for the last two.
+
+    All lie in [0, 1], but `focal`, `aside`, `resized` and `scatter`, which are >= 0.
 
     Attributes:
         located: `near` times the mean of `pull` and 1 - `fit`: how far off it lies, by what there is near.
@@ -43,6 +47,12 @@ class BoxSigns:
         pull: mean of 1 - IoU(prediction, box) over the own anchors, weighted by their `sure`.
         fit: IoU with the box that is suggested; 0 where there is none.
         reach: largest product of `sure` and IoU.
+        aside: how far the suggested box's centre lies from the given one's, in sides of the given box, along x or y:
+            the larger of the two; 0 where there is none.
+        resized: absolute log-ratio of the suggested box's sides to the given ones: the larger; 0 where there is none.
+        firm: largest IoU with a prediction whose `sure` is at least half of `near`.
+        scatter: how much the own anchors disagree: standard deviation of their predictions' corners weighted by `sure`,
+            in sides of the given box, mean over the four; 5 at most.
         best_iou: largest IoU with a prediction of at least .05.
         suggested_label: (M,) int64, the likeliest class of the pooled distribution.
         suggested_box: (M, 4), input pixels, the prediction of IoU >= .2 that is surest and nearest; NaN if none.
@@ -63,6 +73,10 @@ class BoxSigns:
     pull: Floats
     fit: Floats
     reach: Floats
+    aside: Floats
+    resized: Floats
+    firm: Floats
+    scatter: Floats
     best_iou: Floats
     suggested_label: Indices
     suggested_box: Floats
@@ -86,8 +100,10 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
     pull = means(sure * away, owned) / np.maximum(means(sure, owned), _TINY)
     around = [_around(view, boxes[a:b], labels[a:b]) for a, b in parts_of(len(boxes), len(view.boxes))]
     columns = (np.concatenate(part) for part in zip(*around, strict=True))
-    near, on, on_given, on_other, reach, best_iou, fit, best = columns
+    near, on, on_given, on_other, reach, firm, best_iou, fit, best = columns
     suggested = best.astype(np.int64)
+    suggested_box = np.where(suggested[:, None] >= 0, view.boxes[suggested], np.nan)
+    aside, resized = _offsets(boxes, np.where(suggested[:, None] >= 0, suggested_box, boxes))
     return BoxSigns(
         located=near * (pull + 1.0 - fit) / 2.0,
         swapped=(1.0 - pooled[rows, labels] + largest_other(pooled, labels)) / 2.0,
@@ -104,9 +120,13 @@ def box_signs(view: View, owned: Owned, boxes: Floats, labels: Indices, spec: De
         pull=pull,
         fit=fit,
         reach=reach,
+        aside=aside,
+        resized=resized,
+        firm=firm,
+        scatter=_scatter(view, owned, boxes),
         best_iou=best_iou,
         suggested_label=pooled.argmax(axis=1),
-        suggested_box=np.where(suggested[:, None] >= 0, view.boxes[suggested], np.nan),
+        suggested_box=suggested_box,
     )
 
 
@@ -133,18 +153,39 @@ def _pool(view: View, owned: Owned) -> Floats:
     return np.asarray(sums / sums.sum(axis=1, keepdims=True))
 
 
+def _offsets(boxes: Floats, others: Floats) -> tuple[Floats, Floats]:
+    """How far others (M, 4) lie from boxes (M, 4) and how much their sides differ, (M,) each, as `aside`, `resized`."""
+    sides, other_sides = boxes[:, 2:] - boxes[:, :2], others[:, 2:] - others[:, :2]
+    way = np.abs(others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2.0 / sides
+    return way.max(axis=1, initial=0.0), np.abs(np.log(other_sides / sides)).max(axis=1, initial=0.0)
+
+
+def _scatter(view: View, owned: Owned, boxes: Floats) -> Floats:
+    """The sign of that name, (M,)."""
+    weights = view.sure[owned.anchor]
+    total = np.maximum(means(weights, owned), _TINY)
+    sides, found = boxes[:, 2:] - boxes[:, :2], np.zeros(len(owned))
+    for k in range(4):
+        corner = view.boxes[owned.anchor, k]
+        apart = corner - (means(weights * corner, owned) / total)[owned.box]
+        found += np.sqrt(means(weights * apart**2, owned) / total) / sides[:, k % 2] / 4.0
+    return np.minimum(found, _FURTHEST)
+
+
 def _around(view: View, boxes: Floats, labels: Indices) -> tuple[Floats, ...]:
     """What the predictions around some boxes say, (M,) each, in the order of `box_signs`."""
     pairs, count = overlapping_pairs(boxes, view.boxes), len(labels)
     seen = view.sure[pairs.second]
     hit = pairs.iou >= _ON - TIE
     box, anchor = pairs.first[hit], pairs.second[hit]
+    near = largest(np.where(pairs.iou >= _NEAR - TIE, seen, 0.0), pairs.first, count)
     return (
-        largest(np.where(pairs.iou >= _NEAR - TIE, seen, 0.0), pairs.first, count),
+        near,
         largest(view.sure[anchor], box, count),
         largest(view.p_of(anchor, labels[box]), box, count),
         largest(_other(view, anchor, labels[box]), box, count),
         largest(pairs.iou * seen, pairs.first, count),
+        largest(np.where(seen >= _RIVAL * near[pairs.first], pairs.iou, 0.0), pairs.first, count),
         largest(np.where(seen > SEEN, pairs.iou, 0.0), pairs.first, count),
         *_best_prediction(view, pairs, count),
     )

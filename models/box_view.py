@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from models.boxes import TIE, Floats, Indices, decode_boxes, overlapping_pairs, parts_of
 from models.calibration import log_sigmoid
-from models.card import Alpha, DetectorSpec
+from models.card import Alpha
 from models.class_logits import ClassLogits
+from models.detector_spec import DetectorSpec
 from models.errors import InvalidInput
 
 GAMMA = 2.0

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from models.card import DetectorSpec
+from models.detector_spec import DetectorSpec
 from models.errors import InvalidInput
 
 Floats = NDArray[np.float64]

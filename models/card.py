@@ -5,20 +5,17 @@ import binascii
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from models.card_part import CardPart, Probability
+from models.detector_spec import DetectorSpec
 from models.errors import BundleError
 
 TaskName = Literal["multiclass", "multilabel", "binary", "detection"]
 Alpha = float | list[float] | None
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ImageInput(_Part):
+class ImageInput(CardPart):
     """How an encoded image becomes the graph's input `image`, uint8 (N, height, width, 3), RGB, 0-255.
 
     Attributes:
@@ -42,7 +39,7 @@ class ImageInput(_Part):
     std: list[Annotated[float, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=3, max_length=3)
 
 
-class LossSpec(_Part):
+class LossSpec(CardPart):
     """The focal loss that the model was trained with, and that `/loss` computes unless told otherwise."""
 
     gamma: Annotated[float, Field(ge=0.0)] = 2.0
@@ -50,7 +47,7 @@ class LossSpec(_Part):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-class Calibration(_Part):
+class Calibration(CardPart):
     """From logits to calibrated probabilities: the inverse of focal loss's bias (`gamma`), then a temperature.
 
     Attributes:
@@ -62,7 +59,7 @@ class Calibration(_Part):
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
 
 
-class Estimate(_Part):
+class Estimate(CardPart):
     """A metric with its 95 % confidence interval (bootstrap over images)."""
 
     value: float
@@ -70,7 +67,7 @@ class Estimate(_Part):
     high: float
 
 
-class ClassFacts(_Part):
+class ClassFacts(CardPart):
     """What was measured of one class on the validation part.
 
     Attributes:
@@ -96,10 +93,10 @@ class ClassFacts(_Part):
     recall: Probability | None = None
     f1: Probability | None = None
     validation_count: Annotated[int, Field(ge=0)] = 0
-    loss_quantiles: list[float] = []
+    loss_quantiles: list[float] = Field(default=[])
 
 
-class LabelNoise(_Part):
+class LabelNoise(CardPart):
     """How K exclusive classes are mislabelled, as found on the validation part, and what `/loss` judges labels by.
 
     Attributes:
@@ -126,90 +123,7 @@ class LabelNoise(_Part):
         return self
 
 
-class AnchorLevel(_Part):
-    """The anchors of one level of the feature pyramid.
-
-    Attributes:
-        stride: input pixels per cell of the level.
-        sizes: square roots of the anchors' areas, input pixels.
-    """
-
-    stride: Annotated[int, Field(ge=1)]
-    sizes: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
-
-
-class BoxCalibrator(_Part):
-    """Multinomial logistic regression from a given box's features to what is wrong with it (models.box_quality).
-
-    Attributes:
-        causes: the classes, the first one is `none`.
-        features: names of the features, in their order.
-        mean: (F,) subtracted from the features.
-        scale: (F,) divides them then.
-        weights: (F, causes).
-        bias: (causes,).
-    """
-
-    causes: list[str]
-    features: list[str]
-    mean: list[float]
-    scale: list[Annotated[float, Field(gt=0.0)]]
-    weights: list[list[float]]
-    bias: list[float]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        count, kinds = len(self.features), len(self.causes)
-        if [len(self.mean), len(self.scale), len(self.weights)] != [count] * 3:
-            raise ValueError(f"mean, scale and weights must hold one entry for each of the {count} features")
-        if len(self.bias) != kinds or any(len(row) != kinds for row in self.weights):
-            raise ValueError(f"bias and each row of weights must hold {kinds} numbers, one per cause")
-        return self
-
-
-class DetectorSpec(_Part):
-    """What makes a model a detector of the RetinaNet family (Lin et al. 2017), beside its labels.
-
-    Attributes:
-        levels: of the feature pyramid, finest first; the order of the anchors in the graph's outputs.
-        ratios: height over width of the anchors, the same at every level.
-        positive_iou: an anchor of at least this IoU with a box learns that box.
-        negative_iou: an anchor below this IoU with every box learns background; between the two it learns nothing.
-        box_loss: what the box deltas were trained with.
-        box_weight: what the box loss was multiplied with.
-        score_threshold: default of requests: detections below this score are left out.
-        iou_threshold: default of requests: of two detections of a class that overlap more, the better one stays.
-        max_detections: default of requests: detections of one image at most.
-        confusion: (K, K), row j: what the detector takes validation objects of class j for; rows sum to 1; empty where
-            not measured.
-        calibrator: how /loss turns a given box's features into causes; None: the focal mean is used.
-    """
-
-    levels: Annotated[list[AnchorLevel], Field(min_length=1)]
-    ratios: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)]
-    positive_iou: Probability = 0.5
-    negative_iou: Probability = 0.4
-    box_loss: Literal["smooth_l1", "giou"] = "giou"
-    box_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    score_threshold: Probability = 0.3
-    iou_threshold: Probability = 0.5
-    max_detections: Annotated[int, Field(ge=1, le=5000)] = 100
-    confusion: list[list[Probability]] = []
-    calibrator: BoxCalibrator | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        strides = [level.stride for level in self.levels]
-        if strides != sorted(set(strides)):
-            raise ValueError("levels must be of rising stride")
-        if self.negative_iou > self.positive_iou:
-            raise ValueError("negative_iou must not exceed positive_iou")
-        if any(len(row) != len(self.confusion) or abs(sum(row) - 1.0) > 1e-6 for row in self.confusion):
-            raise ValueError("confusion must be square and each row sum to 1")
-        return self
-
-
-class Golden(_Part):
+class Golden(CardPart):
     """One input whose output is known, run at every load.
 
     Attributes:
@@ -221,7 +135,7 @@ class Golden(_Part):
 
     image_png: str
     logits: list[float]
-    deltas: list[float] = []
+    deltas: list[float] = Field(default=[])
 
     @property
     def png(self) -> bytes:
@@ -238,7 +152,7 @@ class Golden(_Part):
         return value
 
 
-class ModelCard(_Part):
+class ModelCard(CardPart):
     """Everything needed to use a model that is not in its graph. Unknown keys are refused.
 
     `detector` is there for the task `detection` and nowhere else. So is `loss_graph_sha256`, of loss.onnx, which may be
@@ -262,10 +176,10 @@ class ModelCard(_Part):
     loss: LossSpec = LossSpec()
     calibration: Calibration = Calibration()
     classes: list[ClassFacts]
-    quantile_levels: list[Probability] = [0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
-    label_noise: list[LabelNoise] = []
-    metrics: dict[str, Estimate] = {}
-    training: dict[str, Any] = {}
+    quantile_levels: list[Probability] = Field(default=[0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0])
+    label_noise: list[LabelNoise] = Field(default=[])
+    metrics: dict[str, Estimate] = Field(default={})
+    training: dict[str, Any] = Field(default={})
     data_fingerprint: str = ""
     parity_max_difference: Annotated[float, Field(ge=0.0)] = 0.0
     golden: Golden

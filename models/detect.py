@@ -12,9 +12,10 @@ from models.box_missing import MissingBoxes, missing_boxes
 from models.box_quality import box_signs
 from models.box_view import box_focal, own_anchors, view_image
 from models.boxes import TIE, BoxLabels, Floats, Indices, box_areas, make_anchors, to_input, to_original
-from models.card import DetectorSpec, ImageInput, ModelCard
+from models.card import ImageInput, ModelCard
 from models.class_logits import ClassLogits
 from models.detector_loss import DetectorLoss, detector_loss
+from models.detector_spec import DetectorSpec
 from models.errors import InvalidInput
 from models.task import ScoreOptions
 

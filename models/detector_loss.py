@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from models.box_losses import giou_loss, smooth_l1
 from models.box_view import View
 from models.boxes import UNCOUNTED, Floats, Indices, encode_boxes, match_anchors
-from models.card import DetectorSpec
 from models.class_logits import NO_CLASS
+from models.detector_spec import DetectorSpec
 from models.task import ScoreOptions
 
 

@@ -32,6 +32,7 @@ _ANCHORS = 0.2
 _ANCHOR_STRENGTH = 5.0
 _DECONVOLUTION_STEPS = 20
 _ONE_CLASS = 0.95
+_MOST_ODDS, _ODDS_STEPS, _ODDS_ROWS = 10.0, 40, 100_000
 """The probability that pictures that look the same are of one class."""
 _COUNT_WORK = 500_000_000
 """Rows times classes squared that are deconvolved at most: beyond, evenly spaced rows."""
@@ -178,6 +179,29 @@ def combine_twins(quality: Floats, twin: Indices) -> Floats:
     return out
 
 
+def match_count(quality: Floats, wrong: float) -> Floats:
+    """Changes the odds of all labels by one factor, a tenth to ten, so that the doubts add up to the counted number.
+
+    Probabilities that hold the noise of the labels explain some of it away; the order of the labels stays.
+
+    Args:
+        quality: (N,) probability that each given label is right.
+        wrong: how many of the N are counted as wrong.
+
+    Returns:
+        (N,) in [0, 1].
+    """
+    some = quality[evenly(len(quality), _ODDS_ROWS)]
+    least, most = -np.log(_MOST_ODDS), np.log(_MOST_ODDS)
+    for _ in range(_ODDS_STEPS):
+        middle = 0.5 * (least + most)
+        if _change_odds(some, middle).mean() < 1.0 - wrong / len(quality):
+            least = middle
+        else:
+            most = middle
+    return _change_odds(quality, least)
+
+
 def deconvolve(p: Floats, transition: Floats) -> Floats:
     """Probabilities of the true class from those of the given label: r with r T = p, by Richardson and Lucy's steps.
 
@@ -224,6 +248,11 @@ def count_noise(p: Floats, given: Indices) -> NoiseCount:
 def evenly(count: int, most: int) -> Indices:
     """Positions of at most `most` of `count` rows, evenly spaced; all where there are no more."""
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.intp)
+
+
+def _change_odds(quality: Floats, by: float) -> Floats:
+    """Adds to the log-odds of (N,) probabilities."""
+    return np.asarray(quality / (quality + (1.0 - quality) * np.exp(-by)))
 
 
 def _surest(p: Floats, share: float) -> Bools:

@@ -23,7 +23,6 @@ LEAST = 1e-3
 _IOU_SHARE = 0.9
 _DISTANCE_RATE = 0.1
 _DIAGONAL = 800.0
-_LOW, _HIGH = 0.5, 0.95
 _CONFLICT_IOU = 0.95
 _TEMPERATURE = 0.1
 _TINY = 1e-100
@@ -34,7 +33,7 @@ class ObjectLab:
     """Scores of one image, 0 = surely wrong, 1 = sound.
 
     Attributes:
-        overlooked: (P,) float64 of each prediction; NaN where it overlaps a given box or is less than .95 sure.
+        overlooked: (P,) float64 of each prediction; NaN where it overlaps a given box or is less sure than `high`.
         badly_located: (M,) float64 of each given box.
         swapped: (M,) float64 of each given box.
     """
@@ -57,6 +56,8 @@ def objectlab_scores(
     predicted_labels: Indices,
     scores: NDArray[np.floating],
     size: tuple[int, int],
+    low: float = 0.5,
+    high: float = 0.95,
 ) -> ObjectLab:
     """The three scores.
 
@@ -67,15 +68,17 @@ def objectlab_scores(
         predicted_labels: (P,) their classes.
         scores: (P,) their probabilities.
         size: (width, height) of the picture, pixels.
+        low: a prediction speaks of places where its probability exceeds this.
+        high: the same of classes, and of objects that nobody drew.
     """
     given, found = (np.asarray(part, np.float64).reshape(-1, 4) for part in (boxes, predicted))
     iou = box_iou(given, found)  # (M, P)
     similar = _IOU_SHARE * iou + (1.0 - _IOU_SHARE) * _nearness(given, found, size)
     same = labels[:, None] == predicted_labels[None, :]
     return ObjectLab(
-        _overlooked(similar, iou, same, scores),
-        _badly_located(similar, iou, same, scores),
-        _swapped(similar, same, scores, _in_conflict(given, labels)),
+        _overlooked(similar, iou, same, scores, high),
+        _badly_located(similar, iou, same, scores, low),
+        _swapped(similar, same, scores, high, _in_conflict(given, labels)),
     )
 
 
@@ -94,21 +97,25 @@ def _nearness(given: Floats, found: Floats, size: tuple[int, int]) -> Floats:
     return np.asarray(np.exp(-_DISTANCE_RATE * distance))
 
 
-def _overlooked(similar: Floats, iou: Floats, same: NDArray[np.bool_], scores: NDArray[np.floating]) -> Floats:
+def _overlooked(
+    similar: Floats, iou: Floats, same: NDArray[np.bool_], scores: NDArray[np.floating], high: float
+) -> Floats:
     nearest = np.where(same, similar, 0.0).max(axis=0, initial=0.0)
     value = np.where(same.any(axis=0), nearest, LEAST * (1.0 - scores))
-    return np.where((scores < _HIGH) | (iou > 0.0).any(axis=0), np.nan, value)
+    return np.where((scores < high) | (iou > 0.0).any(axis=0), np.nan, value)
 
 
-def _badly_located(similar: Floats, iou: Floats, same: NDArray[np.bool_], scores: NDArray[np.floating]) -> Floats:
-    counted = same & (scores > _LOW)[None, :] & (iou > 0.0)
+def _badly_located(
+    similar: Floats, iou: Floats, same: NDArray[np.bool_], scores: NDArray[np.floating], low: float
+) -> Floats:
+    counted = same & (scores > low)[None, :] & (iou > 0.0)
     return np.where(counted.any(axis=1), np.where(counted, similar, 0.0).max(axis=1, initial=0.0), 1.0)
 
 
 def _swapped(
-    similar: Floats, same: NDArray[np.bool_], scores: NDArray[np.floating], conflict: NDArray[np.bool_]
+    similar: Floats, same: NDArray[np.bool_], scores: NDArray[np.floating], high: float, conflict: NDArray[np.bool_]
 ) -> Floats:
-    counted = ~same & (scores > _HIGH)[None, :]
+    counted = ~same & (scores > high)[None, :]
     nearest = np.where(counted, similar, 0.0).max(axis=1, initial=0.0)
     value = np.where(counted.any(axis=1), np.maximum(LEAST, 1.0 - nearest), 1.0)
     return np.where(conflict, LEAST, value)

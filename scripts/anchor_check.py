@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.boxes import TIE, BoxLabels, Floats, box_iou, make_anchors
-from models.card import DetectorSpec
+from models.detector_spec import DetectorSpec
 
 _MOST = 20_000
 _BOXES_AT_ONCE = 64

@@ -71,7 +71,7 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
         p, in_fold, fold, gamma = found.p, found.in_fold, found.fold, 0.0
     else:
         p, in_fold, fold, gamma = ask_bundle(flags, data, flags.bundle), None, None, card.loss.gamma
-    duplicates = find_duplicates(data)
+    duplicates = find_duplicates(data, flags.out)
     judged = judge(data, p, given, in_fold, gamma, duplicates)
     rows = make_rows(data, judged, fold, duplicates)
     worst = [next(rows) for _ in range(min(flags.show, len(data.samples)))]

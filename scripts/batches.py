@@ -24,6 +24,7 @@ from models.card import ImageInput
 from models.errors import InvalidInput
 from models.fit import Pixels
 from models.image import load_input
+from scripts.pools import map_ahead
 
 Indices = NDArray[np.int64]
 _AHEAD = 3
@@ -92,7 +93,7 @@ def open_store(samples: Sequence[Picture], spec: ImageInput, cache_mb: int, prog
     pixels = np.empty((len(samples), spec.height, spec.width, 3), np.uint8)
     bar = tqdm(total=len(samples), desc="decoding", unit=" images", disable=None if progress else True)
     with bar, files.pool:
-        for row, image in enumerate(files.pool.map(files._decode, range(len(samples)))):
+        for row, image in enumerate(map_ahead(files.pool, files._decode, range(len(samples)))):
             pixels[row] = image
             bar.update()
     return Memory(pixels)

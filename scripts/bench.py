@@ -38,8 +38,8 @@ from scripts.limits import (
     tensor_limit,
 )
 from scripts.load import Load, labelled_form, loss_body, run_load, seconds_of_one
-from service.catalog import open_engine
 from service.detector import DetectorEngine
+from service.model_folder import open_engine
 from service.settings import load_settings, usable_cores
 
 _LOSS_ROWS, _LOSS_CLASSES, _LOSS_IMAGES = 100_000, 100, 1_000

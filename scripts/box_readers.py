@@ -21,6 +21,7 @@ from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_table_csv import has_box_columns, read_box_csv
 from scripts.box_tables import Box, BoxTable, RawBox, RawImage, clip_box, turn_box
 from scripts.coco import read_coco
+from scripts.pools import map_ahead
 from scripts.readers import OnBadImage, Skipped, find_file, sort_labels
 from scripts.tables import SPLITS, Problems
 from scripts.voc import read_voc
@@ -142,7 +143,8 @@ def _look(
     twice, first = Problems(source.name), dict[Path, str]()
     bar = tqdm(total=len(table.images), desc="checking images", unit=" images", disable=None if progress else True)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for image, found in zip(table.images, pool.map(lambda one: _see(one, table), table.images), strict=True):
+        seen = map_ahead(pool, lambda one: _see(one, table), table.images)
+        for image, found in zip(table.images, seen, strict=True):
             bar.update()
             if isinstance(found, InvalidInput):
                 skipped.append(Skipped(image.origin, str(found)))

@@ -19,9 +19,9 @@ from models.fit import Fitted
 from models.image import load_input
 from service.box_answers import box_loss_answer, box_options, detect_items, read_given, score_picture
 from service.box_routes import wish_of
-from service.catalog import find_models, open_engine
 from service.detector import RAW, DetectorEngine, Found, Raw, Wish
 from service.engine import Engine
+from service.model_folder import find_models, open_engine
 from service.predictions import RowAnswer, answer_rows, predict_items
 from service.runtime import Device
 from service.schemas import LossOptions, PredictOptions

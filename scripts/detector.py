@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.boxes import BoxLabels, make_anchors, to_input
-from models.card import AnchorLevel, DetectorSpec, ImageInput, LossSpec
+from models.card import ImageInput, LossSpec
+from models.detector_spec import AnchorLevel, DetectorSpec
 from models.errors import InvalidInput
 from models.fit import Pixels, locate
 from models.nets.bodies import freeze_stages

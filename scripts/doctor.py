@@ -15,7 +15,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from models.errors import FocalserveError
 from scripts.clients import choose_bundle
 from scripts.flags import Flags
-from service.catalog import open_engine
+from service.model_folder import open_engine
 from service.runtime import CUDA, cuda_driver_present
 from service.settings import usable_cores
 

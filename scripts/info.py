@@ -7,7 +7,8 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from models.bundle import read_bundle
-from models.card import DetectorSpec, ModelCard
+from models.card import ModelCard
+from models.detector_spec import DetectorSpec
 from scripts.clients import choose_bundle
 from scripts.flags import Flags
 

@@ -83,6 +83,7 @@ def judge_classes(
     margins = np.empty(len(given))
     for rows in np.array_split(np.arange(len(given)), 1 + p.size // _AT_ONCE):
         margins[rows] = normalized_margin(np.asarray(p[rows], np.float64), given[rows])
+    alone = [(k,) for k in range(p.shape[1])]
     return Judged(
         quality=audit.quality,
         posterior=audit.posterior,
@@ -91,7 +92,7 @@ def judge_classes(
         margin=margins,
         loss=_focal(p_given, gamma),
         is_issue=audit.is_issue,
-        suggested=[(k,) for k in audit.suggested.tolist()],
+        suggested=[alone[k] for k in audit.suggested.tolist()],
         p_suggested=audit.p_suggested,
         wrong=audit.noise.wrong,
         joint=audit.noise.joint,

@@ -5,7 +5,7 @@ goes with the tasks; its choice `drop` says that an image should go. Boxes: scri
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,13 +31,17 @@ def write_tasks(path: Path, findings: Findings, prefix: str) -> None:
         prefix: what stands before an image's path; Label Studio serves local files at `/data/local-files/?d=`.
     """
     rows = make_rows(findings.data, findings.judged, None, findings.duplicates)
-    write_list(path, [_task(row, prefix) for _, row in rows if row["is_label_issue"]])
+    write_list(path, (_task(row, prefix) for _, row in rows if row["is_label_issue"]))
 
 
-def write_list(path: Path, tasks: Sequence[Row]) -> None:
-    """Writes tasks as the JSON file that Label Studio imports."""
+def write_list(path: Path, tasks: Iterable[Row]) -> None:
+    """Writes tasks as the JSON file that Label Studio imports, one by one."""
     with written_whole(path) as file:
-        json.dump(tasks, file, ensure_ascii=False, indent=1)
+        before = "[\n"
+        for task in tasks:
+            file.write(before + json.dumps(task, ensure_ascii=False))
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
 
 
 def image_data(image: str, prefix: str) -> Row:

@@ -6,7 +6,7 @@ A row is text and nothing more: `scripts.readers` resolves labels, looks for the
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Columns:
     multilabel: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One labelled image, unchecked: `image` is the path as written, `origin` where that was."""
 
@@ -102,14 +102,16 @@ def read_table(path: Path, columns: Columns) -> Table:
     if repeated:
         raise InvalidInput(f"{path.name}:{first}: the header has column '{repeated[0]}' more than once")
     found = find_columns(names, columns, f"{path.name}:{first}")
-    records: list[Record] = []
-    for line, fields in lines:
-        if len(fields) == len(names):
-            records.append((f"{path.name}:{line}", dict(zip(names, fields, strict=True)), found))
-        else:
-            problems.add(f"{path.name}:{line}", f"the row has {len(fields)} fields, the header has {len(names)}")
     multilabel = columns.multilabel if columns.multilabel is not None else found["label"] == "labels"
-    return Table(path.parent, _read_rows(records, multilabel, columns.separator, problems), multilabel)
+
+    def records() -> Iterator[Record]:
+        for line, fields in lines:
+            if len(fields) == len(names):
+                yield f"{path.name}:{line}", dict(zip(names, fields, strict=True)), found
+            else:
+                problems.add(f"{path.name}:{line}", f"the row has {len(fields)} fields, the header has {len(names)}")
+
+    return Table(path.parent, _read_rows(records(), multilabel, columns.separator, problems), multilabel)
 
 
 def read_jsonl(path: Path, columns: Columns) -> Table:
@@ -154,7 +156,7 @@ def find_columns(
     return found
 
 
-def _read_rows(records: Sequence[Record], multilabel: bool, separator: str, problems: Problems) -> tuple[Row, ...]:
+def _read_rows(records: Iterable[Record], multilabel: bool, separator: str, problems: Problems) -> tuple[Row, ...]:
     rows: list[Row] = []
     for origin, cells, found in records:
         try:

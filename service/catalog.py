@@ -1,26 +1,19 @@
 """The models that are served, by name and version: loaded from a folder, exchanged while they run, unloaded."""
 
 import asyncio
-import json
 import logging
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.bundle import CARD_FILE, GRAPH_FILE, read_bundle, version_key
-from models.card import relative_name
+from models.bundle import version_key
 from models.errors import BundleError
-from service.detector import DetectorEngine
-from service.engine import Engine, is_quick, warm_up
 from service.errors import Conflict, NotFound, NotReady
 from service.metrics import Metrics
-from service.runtime import CPU, Device, Runtime
-from service.served import Served, serve_bundle, serve_graph
-from service.settings import Settings, usable_cores
+from service.model_folder import LABELS_FILE, find_models, prepare, read_labels
+from service.served import Served
+from service.settings import Settings
 
 log = logging.getLogger("focalserve")
-LABELS_FILE = "labels.json"
 STABLE = "stable"
 
 
@@ -200,106 +193,3 @@ class Catalog:
         task = asyncio.create_task(drain(), name="retire")
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
-
-
-Build = Callable[[Settings, Metrics], Served]
-
-
-def prepare(path: Path, settings: Settings) -> Build:
-    """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
-    if (path / CARD_FILE).exists():
-        engine = open_engine(path, settings.device, settings.threads)
-        batch = warm_up(engine, settings.max_batch)
-        return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
-    file = path / GRAPH_FILE if path.is_dir() else path
-    try:
-        runtime, quick = open_graph(file.read_bytes(), settings.device, settings.threads)
-    except OSError as error:
-        raise BundleError(f"{relative_name(file)}: {(error.strerror or 'cannot be read').lower()}") from None
-    name, version = (path.parent.name, path.name) if path.is_dir() else (path.stem, "1")
-    return lambda settings, metrics: serve_graph(name, version, runtime, quick, settings, metrics)
-
-
-def open_engine(folder: Path, device: Device, threads: int) -> Engine | DetectorEngine:
-    """A checked bundle's engine.
-
-    Args:
-        folder: of the bundle.
-        device: auto, cpu or cuda.
-        threads: on the CPU; 0: as many as there are cores, but one for a net that is quick on one, since waking others
-            costs more.
-
-    Raises:
-        BundleError: it must not be used.
-        DeviceUnavailable: cuda was asked for and is not to be had.
-    """
-    bundle = read_bundle(folder)
-    if bundle.card.detector is not None:
-        return DetectorEngine(bundle, device, threads or usable_cores())
-    if threads == 0:
-        engine = Engine(bundle, device, 1)
-        if engine.quick or engine.device.provider != CPU or usable_cores() == 1:
-            return engine
-    return Engine(bundle, device, threads or usable_cores())
-
-
-def open_graph(graph: bytes, device: Device, threads: int) -> tuple[Runtime, bool]:
-    """A graph without a card in a session, and whether it is quick; threads as in `open_engine`.
-
-    Raises:
-        BundleError: it must not be used.
-        DeviceUnavailable: cuda was asked for and is not to be had.
-    """
-    if threads in (0, 1):
-        runtime = Runtime(graph, device, 1)
-        quick = is_quick(runtime)
-        if quick or threads == 1 or runtime.device.provider != CPU or usable_cores() == 1:
-            return runtime, quick
-    return Runtime(graph, device, threads or usable_cores()), False
-
-
-def find_models(root: Path) -> dict[str, dict[str, Path]]:
-    """Models in a folder by name, each with its versions.
-
-    A version is a folder with model.onnx at `root`, `root/VERSION` or `root/NAME/VERSION`, with card.json or without;
-    a file `root/NAME.onnx` is version 1 of NAME, unless `root` itself is a bundle.
-
-    Raises:
-        BundleError: there is no such folder.
-    """
-    if not root.is_dir():
-        raise BundleError(f"{relative_name(root)}: there is no such folder")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise BundleError(f"{relative_name(root)}: this user may not read it")
-    found: dict[str, dict[str, Path]] = {}
-    inside = [root, *root.glob("*"), *root.glob("*/*")]
-    for folder in inside:
-        hidden = any(part.startswith(".") for part in folder.relative_to(root).parts)
-        if not hidden and ((folder / CARD_FILE).is_file() or (folder / GRAPH_FILE).is_file()):
-            found.setdefault(folder.resolve().parent.name, {})[folder.resolve().name] = folder
-    # A bundle's other graphs are parts of it.
-    alone = [] if (root / CARD_FILE).is_file() else root.glob("*.onnx")
-    for file in alone:
-        if file.name != GRAPH_FILE:
-            found.setdefault(file.stem, {})["1"] = file
-    return found
-
-
-def read_labels(file: Path, versions: dict[str, Path]) -> dict[str, str]:
-    """The labels of a model's versions, such as {"stable": "3", "canary": "4"}; none where the file is absent.
-
-    Raises:
-        BundleError: it is no such file, or names a version that is not there.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise BundleError(f"{relative_name(file)}: is not JSON") from None
-    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
-        raise BundleError(f"{relative_name(file)}: should be an object from label to version, both text")
-    missing = sorted(set(labels.values()) - set(versions))
-    if missing:
-        raise BundleError(f"{relative_name(file)}: there is no version {', '.join(missing)}")
-    return labels

@@ -11,8 +11,9 @@ from models.box_noise import BoxNoise, Spoilt, spoil_boxes
 from models.box_quality import BoxSigns, box_signs
 from models.box_view import View, own_anchors, view_image
 from models.boxes import BoxLabels, Floats, box_iou, encode_boxes, make_anchors
-from models.card import AnchorLevel, DetectorSpec, ModelCard
+from models.card import ModelCard
 from models.class_logits import HostLogits
+from models.detector_spec import AnchorLevel, DetectorSpec
 from models.image import encode_png
 from tests.conftest import noise
 

@@ -14,7 +14,7 @@ from models.bundle import read_bundle
 from models.card import ModelCard
 from models.class_logits import HostLogits
 from models.detect import Geometry, detector_of
-from scripts.box_audit_bench import Scene, look_at_scenes
+from scripts.box_trials import Scene, look_at_scenes
 from scripts.items import debian_items, merge_items
 from scripts.scenes import compose_scenes
 from service.detector import DetectorEngine

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.boxes import BoxLabels, box_iou, make_anchors
-from models.card import AnchorLevel, DetectorSpec
+from models.detector_spec import AnchorLevel, DetectorSpec
 from scripts.anchor_check import propose_sizes, unreached_share
 
 

@@ -136,6 +136,7 @@ def test_copies_with_another_label_are_named(audited: Path) -> None:
 def test_a_suggestion_says_how_sure_it_is(audited: Path) -> None:
     rows = issues(audited)
     assert all((row["p_suggested"] is None) != row["is_label_issue"] for row in rows)
+    assert all(row["p_suggested"] <= 1.0 - row["label_score"] + 1e-9 for row in rows if row["is_label_issue"])
     sure = {row["image"]: row["p_suggested"] for row in rows if row["is_label_issue"]}
     assert all(0.0 <= p <= 1.0 for p in sure.values())
     assert {image for image, p in sure.items() if p > 0.5} == WRONG & sure.keys()

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ COUNTS = np.array([5000, 50], np.int64)
 
 
 def sample(label: int | tuple[int, ...]) -> Sample:
-    return Sample(Path("x.png"), label, "x")
+    return Sample("x.png", label, "x")
 
 
 @pytest.mark.parametrize(("beta", "ratio"), [(0.9999, 78.9), (0.99, 2.5), (0.0, 1.0)])

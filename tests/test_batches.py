@@ -58,7 +58,7 @@ def test_batches_of_files_can_be_left_early(samples: tuple[Sample, ...]) -> None
 
 @pytest.mark.parametrize("cache_mb", [0, 1])
 def test_a_file_that_has_gone_is_named(samples: tuple[Sample, ...], tmp_path: Path, cache_mb: int) -> None:
-    gone = Sample(tmp_path / "gone.png", 0, "list.csv:7")
+    gone = Sample(str(tmp_path / "gone.png"), 0, "list.csv:7")
     with pytest.raises(InvalidInput, match=r"list\.csv:7: gone\.png: No such file"):
         list(prefetch(open_store([*samples, gone], SPEC, cache_mb), [np.arange(len(samples) + 1)]))
 

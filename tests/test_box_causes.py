@@ -23,7 +23,7 @@ from models.box_causes import (
 )
 from models.box_quality import BoxSigns
 from models.boxes import Floats
-from models.card import BoxCalibrator
+from models.detector_spec import BoxCalibrator
 from models.errors import BundleError, InvalidInput
 from models.losses import binary_margin_focal
 from tests.fake_detector import average_precision, boxes_of, make_scene, signs_of, spoil
@@ -107,6 +107,16 @@ def test_the_fit_ends_where_the_classes_can_be_told_apart_without_error() -> Non
     features[:, :4] = x
     fitted = fit_calibrator(features, np.repeat(np.arange(4), 5), strength=1e-3)
     assert np.isfinite(fitted.weights).all() and np.isfinite(fitted.bias).all()
+
+
+def test_the_shares_that_are_expected_move_the_odds_and_nothing_else(
+    known: tuple[BoxSigns, Causes], fresh: tuple[BoxSigns, Causes], calibrator: BoxCalibrator
+) -> None:
+    expected = [0.97, 0.01, 0.005, 0.015]
+    moved = fit_calibrator(box_features(known[0]), known[1], expected=expected)
+    shares = np.bincount(known[1], minlength=4) / len(known[1])
+    want = apply_calibrator(calibrator, fresh[0]) * np.array(expected) / shares
+    assert np.allclose(apply_calibrator(moved, fresh[0]), want / want.sum(axis=1, keepdims=True), atol=1e-9)
 
 
 def test_a_single_class_gives_a_calibrator_without_swaps() -> None:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.box_causes import BADLY_LOCATED, NONE, SPURIOUS, SWAPPED
-from models.box_noise import BoxNoise, Spoilt, move_box, spoil_boxes
-from models.boxes import BoxLabels, box_iou, intersections
+from models.box_noise import WAYS, BoxNoise, Spoilt, Way, move_box, spoil_boxes
+from models.boxes import BoxLabels, Floats, box_iou, intersections
 from models.errors import InvalidInput
 from tests.fake_detector import SIDE, boxes_of, make_scene
 
@@ -122,3 +122,32 @@ def test_a_box_as_large_as_the_picture_shrinks() -> None:
 def test_noise_that_cannot_be_is_refused(how: dict[str, object], word: str) -> None:
     with pytest.raises(InvalidInput, match=word):
         BoxNoise(**how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(st.integers(0, 1000), st.floats(0.05, 0.95))
+def test_in_every_way_a_box_is_drawn_as_badly_as_was_asked(way: Way, seed: int, iou: float) -> None:
+    box = np.array([40.0, 50.0, 80.0, 70.0])
+    found = move_box(box, iou, (SIDE, SIDE), np.random.default_rng(seed), way)
+    assert (found >= -1e-9).all() and (found <= SIDE + 1e-9).all() and (found[2:] > found[:2]).all()
+    assert box_iou(box[None], found[None])[0, 0] == pytest.approx(iou, abs=1e-6)
+
+
+@given(st.integers(0, 1000))
+def test_ways_are_what_they_are_called(seed: int) -> None:
+    box = np.array([1040.0, 1050.0, 1080.0, 1070.0])  # with room on all sides
+
+    def change(way: Way) -> Floats:
+        return np.asarray(move_box(box, 0.5, (2000, 2000), np.random.default_rng(seed), way) - box)
+
+    moved, resized, side, sides = (change(way) for way in WAYS[1:])
+    assert moved[:2] == pytest.approx(moved[2:]) and abs(moved).max() > 1.0
+    assert resized[:2] == pytest.approx(-resized[2:]) and abs(resized).max() > 1.0
+    assert (side != 0.0).sum() == 1 and (sides != 0.0).all()
+
+
+def test_all_ways_that_are_asked_for_occur() -> None:
+    truth = boxes_of(np.tile([[40.0, 50.0, 80.0, 70.0]], (300, 1)), np.zeros(300))
+    found = spoilt(truth, how=BoxNoise(shift=1.0, ways=("moved", "side"))).labels.xyxy
+    one_side = ((found != truth.xyxy).sum(axis=1) == 1).mean()
+    assert 0.4 < one_side < 0.6

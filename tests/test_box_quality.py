@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from models.box_quality import BoxSigns, box_signs, swap_matrix
 from models.box_view import own_anchors, view_image
 from models.boxes import BoxLabels, Floats, box_iou
-from models.card import DetectorSpec
 from models.class_logits import HostLogits
+from models.detector_spec import DetectorSpec
 from models.losses import sigmoid_focal
 from tests.fake_detector import ANCHORS, SPEC, Scene, average_precision, boxes_of, make_scene, signs_of, spoil
 
@@ -47,6 +47,10 @@ def by_hand(scene: Scene, box: Floats, y: int, spec: DetectorSpec) -> dict[str, 
     pull = sum(pa[a] * (1 - r[a]) for a in own) / sum(pa[a] for a in own)
     nearby = [a for a in range(len(pa)) if r[a] >= 0.2]
     fit = r[max(nearby, key=lambda a: (1 - np.prod(1 - p[a])) * r[a] ** 0.5)] if nearby else 0.0
+    best = view.boxes[max(nearby, key=lambda a: (1 - np.prod(1 - p[a])) * r[a] ** 0.5)] if nearby else box
+    sides, best_sides = box[2:] - box[:2], best[2:] - best[:2]
+    weights = pa[own] / pa[own].sum()
+    middle = weights @ view.boxes[own]
     pi = np.array([sum(p[a, k] for a in own) + 1e-6 for k in range(classes)])
     pi /= pi.sum()
     likely = np.array([pi[k] * swap_matrix(spec, classes)[k, y] for k in range(classes)])
@@ -56,6 +60,10 @@ def by_hand(scene: Scene, box: Floats, y: int, spec: DetectorSpec) -> dict[str, 
         "located": near * (pull + 1 - fit) / 2,
         "pull": pull,
         "fit": fit,
+        "aside": max(abs((best[:2] + best[2:] - box[:2] - box[2:]) / 2 / sides)),
+        "resized": max(abs(np.log(best_sides / sides))),
+        "firm": max(r[a] for a in range(len(pa)) if pa[a] >= near / 2),
+        "scatter": float(np.mean(np.sqrt(weights @ (view.boxes[own] - middle) ** 2) / np.tile(sides, 2))),
         "swapped": (1 - pi[y] + max(pi[others])) / 2,
         "doubted": 1 - likely[y] / likely.sum(),
         "spurious": 1 - max(max(pa[own]), on),
@@ -150,6 +158,21 @@ def test_signs_are_finite_where_logits_are_extreme() -> None:
     for level in (-1e4, 1e4):
         signs = signs_of(dataclasses.replace(scene, cls_logits=np.full_like(scene.cls_logits, level)), scene.truth)
         assert all(np.isfinite(getattr(signs, field.name)).all() for field in fields(BoxSigns)[:-1])
+
+
+def test_a_box_that_fits_is_neither_aside_nor_resized_and_one_that_does_not_is_by_as_much() -> None:
+    scene = dataclasses.replace(make_scene(2), box_deltas=np.zeros((len(ANCHORS), 4), np.float32))
+    logits = np.full_like(scene.cls_logits, -9.0)
+    logits[500, 0] = 6.0
+    scene = dataclasses.replace(scene, cls_logits=logits)
+    box = ANCHORS[500]
+    wide, high = box[2:] - box[:2]
+    shifted, grown = box + np.array([0.2 * wide, 0.1 * high] * 2), box + np.array([0.0, 0.0, 0.0, 0.5 * high])
+    signs = signs_of(scene, boxes_of([box, shifted, grown], [0, 0, 0]))
+    assert signs.aside == pytest.approx([0.0, 0.2, 1.0 / 6.0]) and signs.resized == pytest.approx(
+        [0.0, 0.0, np.log(1.5)]
+    )
+    assert signs.firm == pytest.approx([1.0, 0.72 / 1.28, 1.0 / 1.5])
 
 
 def test_rows_of_the_swap_matrix_sum_to_one_and_lean_to_what_is_confused() -> None:

@@ -18,7 +18,7 @@ from models.boxes import (
     to_input,
     to_original,
 )
-from models.card import AnchorLevel, DetectorSpec
+from models.detector_spec import AnchorLevel, DetectorSpec
 from models.errors import InvalidInput
 
 SPEC = DetectorSpec(

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 
 from models.bundle import CARD_FILE
 from models.errors import BundleError
-from service.catalog import Entry, find_models, open_graph, read_labels
+from service.catalog import Entry
+from service.model_folder import find_models, open_graph, read_labels
 from tests.foreign import FOREIGN, graph, relu, sequence, write_foreign
 from tests.serving import SIZE, encoded, pictures, png_of, running, settings_of, write_linear
 from tests.wire import binary, error_of, outputs_of, tensor

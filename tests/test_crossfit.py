@@ -15,7 +15,7 @@ from scripts.readers import DataSet, Sample
 def data_set(labels: Sequence[int | tuple[int, ...]], groups: Sequence[str | None] | None = None) -> DataSet:
     root = Path("/data")
     samples = tuple(
-        Sample(root / f"{row}.png", label, f"list.csv:{row}", group=groups[row] if groups else None)
+        Sample(str(root / f"{row}.png"), label, f"list.csv:{row}", group=groups[row] if groups else None)
         for row, label in enumerate(labels)
     )
     multilabel = any(isinstance(label, tuple) for label in labels)

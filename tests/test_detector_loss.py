@@ -7,8 +7,8 @@ import pytest
 
 from models.box_losses import giou_loss, smooth_l1
 from models.boxes import UNCOUNTED, encode_boxes, match_anchors
-from models.card import DetectorSpec
 from models.detector_loss import DetectorLoss, detector_loss
+from models.detector_spec import DetectorSpec
 from models.losses import sigmoid_focal
 from models.task import ScoreOptions
 from tests.fake_detector import ANCHORS, SPEC, Scene, boxes_of, make_scene

@@ -2,7 +2,8 @@
 
 import io
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,22 @@ from scripts.items import embedded_items
 from scripts.readers import read_dataset
 from tests.pictures import draw_folders
 
+Look = Callable[[Iterable[Image.Image]], Looks]
 
-def look(pictures: Iterable[Image.Image]) -> Looks:
-    shown = [np.asarray(one.convert("RGB").resize((36, 32), Image.Resampling.BILINEAR)) for one in pictures]
-    looks = make_looks(len(shown))
-    for row, pixels in enumerate(shown):
-        looks.put(row, pixels)
-    return looks
+
+@pytest.fixture
+def look() -> Iterator[Look]:
+    """Looks at pictures."""
+    with tempfile.TemporaryFile() as file:
+
+        def run(pictures: Iterable[Image.Image]) -> Looks:
+            shown = [np.asarray(one.convert("RGB").resize((36, 32), Image.Resampling.BILINEAR)) for one in pictures]
+            looks = make_looks(len(shown), file)
+            for row, pixels in enumerate(shown):
+                looks.put(row, pixels)
+            return looks
+
+        yield run
 
 
 def as_images(pictures: Pixels) -> list[Image.Image]:
@@ -34,7 +44,7 @@ def as_jpeg(picture: Image.Image) -> Image.Image:
     return Image.open(file)
 
 
-def test_garments_of_different_classes_are_not_taken_for_each_other() -> None:
+def test_garments_of_different_classes_are_not_taken_for_each_other(look: Look) -> None:
     items = embedded_items("train")
     looks = look(as_images(items.images))
     assert (nearest_other(looks, items.classes) >= 0).sum() == 0
@@ -54,7 +64,7 @@ def test_garments_of_different_classes_are_not_taken_for_each_other() -> None:
     ids=["larger", "darker", "jpeg", "upside down"],
 )
 def test_garments_saved_again_with_another_label_are_found(
-    change: Callable[[Image.Image], Image.Image], least: float
+    look: Look, change: Callable[[Image.Image], Image.Image], least: float
 ) -> None:
     pictures = as_images(embedded_items("test").images)
     found = nearest_other(look([*pictures, *map(change, pictures)]), np.repeat([0, 1], 1000))
@@ -62,19 +72,19 @@ def test_garments_saved_again_with_another_label_are_found(
     assert right >= least if least >= 0 else right <= 0.1
 
 
-def test_pictures_of_nothing_are_not_alike() -> None:
+def test_pictures_of_nothing_are_not_alike(look: Look) -> None:
     flat = [Image.new("L", (28, 28), level) for level in (0, 0, 90, 255)]
     assert nearest_other(look(flat), np.arange(4)).tolist() == [-1] * 4
 
 
-def test_the_same_thing_in_another_colour_is_another_picture() -> None:
+def test_the_same_thing_in_another_colour_is_another_picture(look: Look) -> None:
     grey = embedded_items("test").images[0]
     red = np.stack([grey, grey // 4, grey // 4], axis=-1)
     pictures = [Image.fromarray(one) for one in (red, red[..., ::-1], np.clip(red, 4, 250))]
     assert nearest_other(look(pictures), np.arange(3)).tolist() == [2, -1, 0]
 
 
-def test_of_several_the_most_similar_one_is_named_and_the_order_does_not_matter() -> None:
+def test_of_several_the_most_similar_one_is_named_and_the_order_does_not_matter(look: Look) -> None:
     rng = np.random.default_rng(0)
     page = embedded_items("test").images[0].astype(np.int64)
     noisy = [np.clip(page + rng.normal(0, strength, page.shape), 0, 255) for strength in (0, 2, 1.5, 0.5)]

@@ -12,7 +12,8 @@ from onnxruntime import InferenceSession
 
 from models.boxes import decode_boxes, make_anchors, suppress
 from models.bundle import METADATA_KEY
-from models.card import ClassFacts, DetectorSpec, ImageInput, ModelCard
+from models.card import ClassFacts, ImageInput, ModelCard
+from models.detector_spec import DetectorSpec
 from models.errors import BundleError
 from models.fit import Pixels
 from models.image import decode_image

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from models.box_view import view_image
 from models.boxes import UNCOUNTED, BoxLabels, decode_boxes, encode_boxes, make_anchors, match_anchors
-from models.card import AnchorLevel, DetectorSpec, LossSpec
+from models.card import LossSpec
 from models.class_logits import HostLogits
 from models.detector_loss import detector_loss
+from models.detector_spec import AnchorLevel, DetectorSpec
 from models.losses import sigmoid_focal
 from models.nets.box_losses import (
     BOX_LOSSES,

@@ -14,6 +14,7 @@ from models.noise import (
     deconvolve,
     evenly,
     fit_transition,
+    match_count,
     posterior,
     true_class,
 )
@@ -144,3 +145,22 @@ def test_of_two_pictures_that_look_the_same_one_label_is_doubted_and_the_surer_o
     assert found[3] == found[4] == pytest.approx(1.0)  # surely right both: two classes that look the same
     assert (found[:2] < quality[:2]).all() and found[0] > found[1]
     assert combine_twins(np.array([1e-9, 0.9]), np.array([1, 0]))[1] == pytest.approx(0.9)
+
+
+@cases(st.floats(0.01, 0.5), st.integers(0, 1000))
+def test_the_doubts_are_made_to_add_up_to_the_count_in_the_same_order(rate: float, seed: int) -> None:
+    quality = np.random.default_rng(seed).beta(2.0, 1.0, 300)
+    found = match_count(quality, rate * 300)
+    odds = (found / (1.0 - found)) / (quality / (1.0 - quality))
+    assert odds == pytest.approx(np.full(300, odds[0])) and 0.1 - 1e-6 <= odds[0] <= 10.0 + 1e-6
+    assert np.array_equal(np.argsort(found), np.argsort(quality))
+    if 0.11 < odds[0] < 9.0:
+        assert (1.0 - found).sum() == pytest.approx(rate * 300)
+
+
+def test_what_is_certain_stays_so_however_many_are_counted() -> None:
+    quality = np.array([0.0, 0.5, 1.0])
+    for wrong in (0.0, 1.5, 3.0):
+        found = match_count(quality, wrong)
+        assert found[0] == 0.0 and found[2] == 1.0 and 0.09 < found[1] < 0.92
+    assert match_count(quality, 1.5) == pytest.approx(quality)

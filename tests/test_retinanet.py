@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.boxes import make_anchors
-from models.card import AnchorLevel, DetectorSpec
+from models.detector_spec import AnchorLevel, DetectorSpec
 from models.errors import InvalidInput
 from models.nets.bodies import BODIES, freeze_stages
 from models.nets.detectors import DETECTORS, build_detector, plan_of

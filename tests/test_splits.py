@@ -26,7 +26,7 @@ def dataset(
     flat = [k for label in labels for k in ((label,) if isinstance(label, int) else label)]
     nothing: list[str | None] = [None] * len(labels)
     samples = tuple(
-        Sample(Path(root, f"{n:04d}.png"), label, f"list.csv:{n + 2}", split, group)
+        Sample(str(Path(root, f"{n:04d}.png")), label, f"list.csv:{n + 2}", split, group)
         for n, (label, split, group) in enumerate(zip(labels, splits or nothing, groups or nothing, strict=True))
     )
     return DataSet(Path(root), task, tuple(f"c{k}" for k in range(max(flat, default=0) + 1)), samples)

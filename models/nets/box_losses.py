@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.boxes import MOST_GROWTH, UNCOUNTED, BoxLabels, encode_boxes, match_anchors
-from models.card import DetectorSpec, LossSpec
+from models.card import LossSpec
+from models.detector_spec import DetectorSpec
 from models.nets.losses import sigmoid_focal_loss
 
 BETA = 1.0 / 9.0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from models.card import AnchorLevel, DetectorSpec
+from models.detector_spec import AnchorLevel, DetectorSpec
 from models.errors import InvalidInput
 from models.nets.bodies import BODIES
 from models.nets.norms import NORMS, freeze_norms

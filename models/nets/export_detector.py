@@ -25,7 +25,8 @@ from onnx import numpy_helper
 
 from models.boxes import decode_boxes, make_anchors
 from models.bundle import sha256_of
-from models.card import DetectorSpec, Golden, ImageInput, ModelCard
+from models.card import Golden, ImageInput, ModelCard
+from models.detector_spec import DetectorSpec
 from models.errors import BundleError
 from models.fit import Pixels
 from models.nets.graphs import (

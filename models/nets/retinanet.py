@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.card import DetectorSpec
+from models.detector_spec import DetectorSpec
 from models.errors import InvalidInput
 from models.nets.bodies import Body
 from models.nets.fpn import FeaturePyramid

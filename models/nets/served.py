@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from models.boxes import make_anchors
-from models.card import DetectorSpec, ImageInput
+from models.card import ImageInput
+from models.detector_spec import DetectorSpec
 from models.nets.box_losses import decode
 
 CANDIDATES = 1000
