@@ -266,9 +266,12 @@ def _parse(part: Part) -> list[tuple[int, LossInput | FocalserveError]]:
     return [(line.number, parse_item(line)) for line in part.lines]
 
 
-def _given(item: LossInput | Exception, results: Iterator[Timed | Exception], record: AuditRecord) -> Given | Exception:
-    if isinstance(item, Exception):
-        return item
+def _given(
+    parsed: LossInput | Exception, results: Iterator[Timed | Exception], record: AuditRecord
+) -> Given | Exception:
+    if isinstance(parsed, Exception):
+        return parsed
+    item = parsed.item()
     if item.image is None:
         return Given(item.row, item.label, item.id, item.kind)
     if record.activation is not None:

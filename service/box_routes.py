@@ -18,7 +18,8 @@ from service.box_answers import GivenBoxes, box_loss_answer, box_options, read_g
 from service.detector import RAW, Raw, Wish
 from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
-from service.schemas import LossInput, LossOptions, PredictOptions
+from service.loss_item import LossItem
+from service.schemas import LossOptions, PredictOptions
 from service.served import Served
 from service.state import ServiceState
 from service.timing import tell
@@ -56,7 +57,7 @@ async def box_loss(
     call: Call,
     served: Served,
     card: ModelCard,
-    items: Sequence[LossInput],
+    items: Sequence[LossItem],
     asked: LossOptions,
     start: float,
 ) -> Reply:
@@ -109,7 +110,7 @@ def _forget(timed: Timed) -> Timed:
     return Timed(None, timed.began, timed.queued, timed.ran)
 
 
-def _check_boxes(items: Sequence[LossInput], most: int) -> None:
+def _check_boxes(items: Sequence[LossItem], most: int) -> None:
     counts = [len(item.boxes or ()) for item in items]
     if max(counts) > _MOST_BOXES:
         raise BodyTooLarge(f"inputs.{counts.index(max(counts))}.boxes: more than {_MOST_BOXES} of one image")
@@ -117,7 +118,7 @@ def _check_boxes(items: Sequence[LossInput], most: int) -> None:
         raise BodyTooLarge(f"{sum(counts)} boxes in one request; {most} are allowed")
 
 
-def _check_arrays(card: ModelCard, item: LossInput, index: int) -> None:
+def _check_arrays(card: ModelCard, item: LossItem, index: int) -> None:
     if item.cls_logits is None or item.box_deltas is None:
         raise InvalidRequest(f"inputs.{index}: a detector's rows are cls_logits [A, K] and box_deltas [A, 4]")
     anchors = len(make_anchors(detector_of(card), card.input.height, card.input.width))
@@ -126,7 +127,7 @@ def _check_arrays(card: ModelCard, item: LossInput, index: int) -> None:
         raise InvalidRequest(f"inputs.{index}: cls_logits and box_deltas of model {card.name} are {wanted}")
 
 
-def _raw(card: ModelCard, item: LossInput) -> Raw:
+def _raw(card: ModelCard, item: LossItem) -> Raw:
     """Arrays that came in the body: their boxes are in pixels of the input."""
     place = Geometry((1.0, 1.0), (0.0, 0.0), card.input.width, card.input.height)
     return Raw(HostLogits(np.asarray(item.cls_logits, np.float32)), np.asarray(item.box_deltas, np.float32), place)
