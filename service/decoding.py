@@ -43,7 +43,7 @@ class Decoder:
 
     def __init__(self, threads: int, limits: ImageLimits) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        # Half of a small picture's time is Python's: two threads would wait for each other, and the loop for both.
+        # Two threads decode small pictures no faster than one, and the event loop waits for both.
         self._small = ThreadPoolExecutor(1, thread_name_prefix="decode-small")
         self._limits = limits
 
