@@ -20,7 +20,7 @@ Floats = NDArray[np.floating]
 Labels = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-CHUNK = 16384
+CHUNK = 65536
 # Reductions over few classes are several times faster with the classes first in memory.
 CLASSES_FIRST_BELOW = 192
 # A decorator; numpy does not allow one errstate to be entered by hand twice.
@@ -28,7 +28,7 @@ quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 def chunks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices of rows that hold about 16k elements each, so that the work stays in the cache."""
+    """Yield slices of rows that hold about 65k elements each, so that the work stays in the cache."""
     step = max(1, CHUNK // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -4,7 +4,7 @@
 
 after Lin et al., "Focal Loss for Dense Object Detection", 2017: `softmax_focal` for one label out of C, `sigmoid_focal`
 for C independent yes/no labels. gamma = 0 is cross-entropy. Losses and gradients are finite for every finite logit and
-every gamma >= 0, nothing is clipped, and a confidently wrong label keeps its full loss. Chunks of about 16k elements
+every gamma >= 0, nothing is clipped, and a confidently wrong label keeps its full loss. Chunks of about 65k elements
 are worked on in place, so that memory traffic is one read of the logits.
 """
 

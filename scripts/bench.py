@@ -34,6 +34,7 @@ from scripts.limits import (
     predicting,
     run_batch,
     scoring_boxes,
+    scoring_limit,
     tensor_bodies,
     tensor_limit,
 )
@@ -171,11 +172,13 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
     yield one_request(
         bench, "the same, service", bench.load("/v2/models/focal_loss/infer", headers, body), _LOSS_ROWS, most
     )
-    label, count, work = bench.engine.card.labels[0], _LOSS_IMAGES, predicting(bench.engine)
+    label, seconds = bench.engine.card.labels[0], bench.flags.seconds
     if isinstance(bench.engine, DetectorEngine):
         boxes = made_up_boxes(*load_input(bench.body, bench.spec).size, label)
         label, count, work = json.dumps(boxes), _LOSS_PICTURES, scoring_boxes(bench.engine, boxes)
-    most = limit(bench.spec, work, bench.body, bench.flags.seconds)
+        most = limit(bench.spec, work, bench.body, seconds)
+    else:
+        count, most = _LOSS_IMAGES, scoring_limit(bench.engine, label, bench.body, seconds)
     yield Row("images to score: limit", most)
     form, headers = labelled_form(bench.body, bench.image_type, label, count)
     yield one_request(bench, f"loss of {count:,} images", bench.load("/loss", headers, form), count, most)

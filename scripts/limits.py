@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from service.detector import RAW, DetectorEngine, Found, Raw
 from service.engine import Engine
 from service.predictions import answer_rows, predict_items
 from service.schemas import LossOptions
+from service.scoring import Given, score_labels
 from service.settings import usable_cores
 
 Bundled = Engine | DetectorEngine
@@ -86,6 +88,30 @@ def limit(spec: ImageInput, work: Work, body: bytes, seconds: float) -> float:
                 work(ready)
                 done += size
             best = max(best, done / (time.perf_counter() - start))
+    return best
+
+
+def scoring_limit(engine: Engine, label: str, body: bytes, seconds: float) -> float:
+    """Labelled images per second of /loss in process, no HTTP: decode, run, score, JSON of the whole answer.
+
+    Each thread decodes and runs batches of its own; the best of one thread and of all, and of the batches.
+    """
+    asked = LossOptions.model_validate({})
+    counts = sorted({1, usable_cores()})
+
+    def rows(size: int) -> Sequence[NDArray[np.float32]]:
+        return run_batch(engine, [load_input(body, engine.card.input) for _ in range(size)])
+
+    best = 0.0
+    for threads, size in product(counts, _BATCHES):
+        with ThreadPoolExecutor(threads) as pool:
+            spread = map if threads == 1 else pool.map
+            start = time.perf_counter()
+            given: list[Given] = []
+            while time.perf_counter() - start < seconds / len(counts) / len(_BATCHES):
+                given += [Given(row, label, "x") for part in spread(rows, [size] * threads) for row in part]
+            to_json(score_labels(engine.card, given, asked), inf_nan_mode="null")
+            best = max(best, len(given) / (time.perf_counter() - start))
     return best
 
 

@@ -26,9 +26,11 @@ from service.audit_records import (
 from service.audit_spool import Inspection
 from service.box_answers import GivenBoxes, box_loss_answer, box_options, given_boxes, score_picture
 from service.box_items import arrays_of, check_item
+from service.decoding import Encoded
 from service.detector import RAW
 from service.errors import InvalidRequest, RequestError
-from service.schemas import AuditOptions, LossInput, LossOptions
+from service.loss_item import LossItem
+from service.schemas import AuditOptions, LossOptions
 from service.scoring import ObserveLosses
 
 BOX_COLUMNS = (
@@ -88,7 +90,7 @@ class BoxJudge:
         self._card = card
         self._options = box_options(card, _ASKED)
 
-    def picture(self, sent: LossInput) -> str | None:
+    def picture(self, sent: LossItem) -> Encoded | None:
         """The picture that the model is to look at; None where the item needs none, or is wrong anyway."""
         return sent.image if sent.boxes is not None else None
 
@@ -142,7 +144,7 @@ def _row(item: Item, found: Mapping[str, Any]) -> Row:
     missing = found["missing"]
     strongest = missing[0]["score"] if missing else 0.0
     facts = {key: found[key] for key in _FACTS if key in found} | {"boxes": boxes, "missing": missing}
-    assert isinstance(item.sent, LossInput)
+    assert isinstance(item.sent, LossItem)
     return Row(
         item.line,
         item.sent.boxes,

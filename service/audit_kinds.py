@@ -10,8 +10,10 @@ from service.audit_file import AuditFile
 from service.audit_labels import LABEL_COLUMNS, LabelJudge, check_labels, joined, room_of_labels
 from service.audit_records import AuditRecord, Item, Room, Scored, Verdicts
 from service.audit_spool import Inspection
+from service.decoding import Encoded
 from service.detector import Wish
-from service.schemas import AuditOptions, LossInput
+from service.loss_item import LossItem
+from service.schemas import AuditOptions
 from service.scoring import ObserveLosses
 
 
@@ -28,7 +30,7 @@ class Judge(Protocol):
         """What is wanted of the model for a picture; None: what a classifier answers."""
         ...
 
-    def picture(self, sent: LossInput) -> str | None:
+    def picture(self, sent: LossItem) -> Encoded | None:
         """The picture that the model is to look at; None where the item needs none, or is wrong anyway."""
         ...
 

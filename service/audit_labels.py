@@ -8,8 +8,10 @@ from service.audit_records import ROW_BYTES, AuditRecord, Item, Room, Scored, Ve
 from service.audit_scoring import audit_card, score_items
 from service.audit_spool import PART_PICTURES, Inspection
 from service.audit_verdict import conclude
+from service.decoding import Encoded
 from service.errors import InvalidRequest
-from service.schemas import AuditOptions, LossInput
+from service.loss_item import LossItem
+from service.schemas import AuditOptions
 from service.scoring import ObserveLosses
 
 LABEL_COLUMNS = (
@@ -59,7 +61,7 @@ class LabelJudge:
         self._card = audit_card(card, record.activation, record.outputs)
         self._activation = record.activation
 
-    def picture(self, sent: LossInput) -> str | None:
+    def picture(self, sent: LossItem) -> Encoded | None:
         """The picture that the model is to look at; None where the item needs none, or is wrong anyway."""
         return sent.image if self._activation is None and sent.boxes is None else None
 

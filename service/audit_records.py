@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.card import TaskName
 from service.errors import InvalidRequest, item_problem
-from service.schemas import LossInput
+from service.loss_item import LossItem
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL: tuple[State, ...] = ("done", "failed", "cancelled")
@@ -150,7 +150,7 @@ class Item:
     """
 
     line: int
-    sent: LossInput | Exception
+    sent: LossItem | Exception
     answer: Any = None
 
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 from models.errors import FocalserveError
 from service.bodies import parse_json, validate
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest
+from service.loss_item import LossItem
 from service.schemas import LossInput
 
 Encoding = Literal["identity", "gzip"]
@@ -169,12 +170,12 @@ def read_part(path: Path, offset: int, line: int, most_pictures: int = PART_PICT
         return Part(found, file.tell(), line)
 
 
-def parse_item(line: Line) -> LossInput | FocalserveError:
+def parse_item(line: Line) -> LossItem | FocalserveError:
     """The item of a line, or what is wrong with it."""
     if line.text is None:
         return BodyTooLarge(f"the line has more than {LONGEST_LINE} bytes")
     try:
-        return validate(LossInput, parse_json(line.text))
+        return validate(LossInput, parse_json(line.text)).item()
     except (MalformedRequest, InvalidRequest) as error:
         return error
 

@@ -15,6 +15,7 @@ from service.audit_records import FIRST_ERRORS, AuditRecord, Item, LineError, Ra
 from service.audit_spool import Part, parse_item, read_part
 from service.audit_store import AuditStore
 from service.batcher import Timed
+from service.decoding import Encoded
 from service.detector import Wish
 from service.errors import Conflict, InvalidRequest, NotReady
 from service.served import Served
@@ -37,7 +38,7 @@ class Models(Protocol):
         self,
         served: Served,
         card: ModelCard,
-        images: Sequence[str],
+        images: Sequence[Encoded],
         gone: Callable[[], bool],
         wish: Wish | None = None,
     ) -> list[Timed | Exception]:
@@ -229,7 +230,7 @@ class Audits:
         return record
 
     async def _ask(
-        self, record: AuditRecord, images: Sequence[str], wish: Wish | None
+        self, record: AuditRecord, images: Sequence[Encoded], wish: Wish | None
     ) -> tuple[Served, list[Timed | Exception]]:
         """The model's rows for images; where it is exchanged meanwhile, those of its successor if it is the same."""
         while True:

@@ -8,13 +8,13 @@ from models.class_logits import HostLogits
 from models.detect import Geometry, detector_of
 from service.detector import Raw
 from service.errors import BodyTooLarge, InvalidRequest
-from service.schemas import LossInput
+from service.loss_item import LossItem
 
 MOST_BOXES = 5000
 """Given boxes of one picture: what scoring them costs grows with anchors times boxes."""
 
 
-def check_item(card: ModelCard, item: LossInput) -> None:
+def check_item(card: ModelCard, item: LossItem) -> None:
     """Refuses an item that is none of a detector, before anything of it is read.
 
     Raises:
@@ -35,7 +35,7 @@ def check_item(card: ModelCard, item: LossInput) -> None:
         raise InvalidRequest(f"cls_logits and box_deltas of model {card.name} are {wanted}")
 
 
-def arrays_of(card: ModelCard, item: LossInput) -> Raw:
+def arrays_of(card: ModelCard, item: LossItem) -> Raw:
     """Arrays that came in the body: their boxes are in pixels of the input. Too large a number becomes infinite."""
     place = Geometry((1.0, 1.0), (0.0, 0.0), card.input.width, card.input.height)
     with np.errstate(over="ignore"):

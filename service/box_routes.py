@@ -15,7 +15,8 @@ from service.box_items import arrays_of, check_item
 from service.detector import RAW, Raw, Wish
 from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
-from service.schemas import LossInput, LossOptions, PredictOptions
+from service.loss_item import LossItem
+from service.schemas import LossOptions, PredictOptions
 from service.served import Served
 from service.state import ServiceState
 from service.timing import tell
@@ -51,7 +52,7 @@ async def box_loss(
     call: Call,
     served: Served,
     card: ModelCard,
-    items: Sequence[LossInput],
+    items: Sequence[LossItem],
     asked: LossOptions,
     start: float,
 ) -> Reply:
@@ -99,7 +100,7 @@ def _forget(timed: Timed) -> Timed:
     return Timed(None, timed.began, timed.queued, timed.ran)
 
 
-def _check(card: ModelCard, items: Sequence[LossInput], most: int) -> None:
+def _check(card: ModelCard, items: Sequence[LossItem], most: int) -> None:
     for i, item in enumerate(items):
         try:
             check_item(card, item)

@@ -1,4 +1,4 @@
-"""Encoded pictures to the graph's input: a small one where it is, large ones and many in threads."""
+"""Encoded pictures to the graph's input: a small one where it is, large ones in threads, many small ones in one."""
 
 import asyncio
 from collections import deque
@@ -17,7 +17,7 @@ from service.schemas import decode_base64
 
 Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
-_PART_IMAGES, _PART_BYTES = 16, 32 * 1024
+_PART_IMAGES, _PART_BYTES = 16, 64 * 1024
 _PARTS_AHEAD = 8
 
 
@@ -37,12 +37,14 @@ class Decoder:
     """Decodes pictures for any model; what is wrong with one is its result.
 
     Args:
-        threads: that decode what is not small.
+        threads: that decode what is not small, and what is left of small pictures after the last dozen.
         limits: of each picture.
     """
 
     def __init__(self, threads: int, limits: ImageLimits) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # Two threads decode small pictures no faster than one, and the event loop waits for both.
+        self._small = ThreadPoolExecutor(1, thread_name_prefix="decode-small")
         self._limits = limits
 
     async def one(self, image: Encoded, card: ModelCard, observer: ModelObserver) -> Decoded | Exception:
@@ -83,9 +85,11 @@ class Decoder:
     def close(self) -> None:
         """Ends the threads."""
         self._threads.shutdown(wait=True)
+        self._small.shutdown(wait=True)
 
     def _decode(self, images: Sequence[Encoded], card: ModelCard) -> "asyncio.Future[list[Decoded | Exception]]":
-        return asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, images, card, self._limits)
+        threads = self._small if len(images) == _PART_IMAGES else self._threads
+        return asyncio.get_running_loop().run_in_executor(threads, _decode_all, images, card, self._limits)
 
 
 def _parts(images: Sequence[Encoded]) -> Iterator[list[Encoded]]:

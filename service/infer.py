@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 
 from service.bodies import check_json_size
 from service.errors import InvalidRequest, MalformedRequest
-from service.exchange import Call, Reply
+from service.exchange import Buffer, Call, Reply
 from service.runtime import TensorSpec
 from service.tensors import (
     NUMPY,
@@ -64,7 +64,7 @@ class InferRequest:
     as_json: bool = False
 
 
-def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec], most: int) -> InferRequest:
+def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: int) -> InferRequest:
     """A request's tensors.
 
     Args:
@@ -82,11 +82,12 @@ def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec], most: int
     if length and not (length.isdecimal() and len(length) < 12 and int(length) <= len(body)):
         raise MalformedRequest("Inference-Header-Content-Length is not the length of a part of the body")
     if length and int(length) == 0:
-        return _read_raw(body, specs)
+        return _read_raw(bytes(body), specs)
     end = int(length) if length else len(body)
-    check_json_size(body, end, most)
+    head = bytes(body[:end])
+    check_json_size(head, end, most)
     try:
-        document = from_json(body[:end], allow_inf_nan=False)
+        document = from_json(head, allow_inf_nan=False)
     except ValueError:
         raise MalformedRequest("the request is not valid JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
@@ -99,7 +100,7 @@ def read_request(call: Call, body: bytes, specs: Sequence[TensorSpec], most: int
     parameters = _parameters(document, "parameters")
     binary = parameters.get("binary_data_output") is True
     # Python's truth values are numbers to `array`: where JSON has none, nobody need look for them.
-    words = max(body.find(b"true", 0, end), body.find(b"false", 0, end)) >= 0
+    words = b"true" in head or b"false" in head
     inputs = _read_inputs(document["inputs"], memoryview(body)[end:], words)
     return InferRequest(name, inputs, parameters, _read_wanted(document.get("outputs"), binary), binary, not length)
 

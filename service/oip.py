@@ -17,7 +17,7 @@ from service.bodies import parse_json
 from service.box_infer import run_detector
 from service.described import PROBABILITIES, loss_document, model_document, server_document, statistics_document
 from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotOffered
-from service.exchange import Call, Reply
+from service.exchange import Buffer, Call, Reply
 from service.infer import LENGTH_HEADER, InferRequest, check_inputs, pictures_of, read_request, write_reply
 from service.served import Block, Served
 from service.state import ServiceState
@@ -86,7 +86,8 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
 
 async def _infer(state: ServiceState, call: Call, name: str, version: str | None) -> Reply:
     start, most = perf_counter(), state.settings.max_json_bytes
-    body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
+    receive = call.binary if call.header(LENGTH_HEADER) else call.body
+    body = await receive(state.settings.max_body_bytes, state.settings.body_timeout)
     if name == loss_model.NAME:
         _check_loss_version(version)
         return await asyncio.to_thread(_loss_reply, call, body, most)
@@ -105,14 +106,14 @@ async def _infer(state: ServiceState, call: Call, name: str, version: str | None
     return tell(call, reply, start, encoding, timed, served.observer)
 
 
-async def _read(call: Call, body: bytes, served: Served, most: int) -> InferRequest:
+async def _read(call: Call, body: Buffer, served: Served, most: int) -> InferRequest:
     """The request; one with long JSON in a thread, so that probes are answered meanwhile."""
     if len(body) < _LONG_BODY or call.header(LENGTH_HEADER):
         return read_request(call, body, served.runtime.inputs, most)
     return await asyncio.to_thread(read_request, call, body, served.runtime.inputs, most)
 
 
-def _loss_reply(call: Call, body: bytes, most: int) -> Reply:
+def _loss_reply(call: Call, body: Buffer, most: int) -> Reply:
     request = read_request(call, body, loss_model.INPUTS, most)
     outputs, more = loss_model.compute(request)
     return write_reply(request, loss_model.NAME, loss_model.VERSION, outputs, {}, more)

@@ -24,8 +24,9 @@ from service.decoding import Encoded
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest
 from service.exchange import Call, Reply
 from service.forms import Form, FormFile, parse_form
+from service.loss_item import LossItem
 from service.predictions import predict_items
-from service.schemas import LossInput, LossOptions, LossRequest, PredictOptions, PredictRequest
+from service.schemas import LossOptions, LossRequest, PredictOptions, PredictRequest
 from service.scoring import Given, score_labels
 from service.served import Served
 from service.state import ServiceState
@@ -77,7 +78,7 @@ async def loss(state: ServiceState, call: Call) -> Reply:
     if len(labels) != len(files):
         raise InvalidRequest(f"{len(files)} images need {len(files)} labels, {len(labels)} were given")
     items = [
-        LossInput.model_construct(id=file.name, image=file.data, **_text_given(text, card))
+        LossItem(file.name, image=file.data, **_text_given(text, card))
         for file, text in zip(files, labels, strict=True)
     ]
     return await _answer_loss(state, call, served, card, items, options, start)
@@ -104,7 +105,7 @@ async def _answer_loss(
     call: Call,
     served: Served,
     card: ModelCard,
-    items: list[LossInput],
+    items: list[LossItem],
     asked: LossOptions,
     start: float,
 ) -> Reply:

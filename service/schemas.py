@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.errors import UndecodableImage
 from models.task import Floats, Reduction
+from service.loss_item import LossItem
 
 
 class _Wire(BaseModel):
@@ -106,23 +107,13 @@ class LossInput(_Wire):
     cls_logits: Rows | None = Field(None, description="[A, K], the graph's output; boxes are then in input pixels")
     box_deltas: Rows | None = Field(None, description="[A, 4], the graph's output")
 
-    @property
-    def source(self) -> Literal["image", "logits", "probabilities"]:
-        """Which of the three it has."""
-        if self.image is not None:
-            return "image"
-        return "probabilities" if self.probabilities is not None else "logits"
-
-    @property
-    def kind(self) -> Literal["logits", "probabilities"]:
-        """What its row is; an image becomes logits."""
-        return "probabilities" if self.probabilities is not None else "logits"
-
-    @property
-    def row(self) -> Floats:
-        """The numbers of an item without an image."""
-        row = self.logits if self.logits is not None else self.probabilities
-        return np.zeros(0) if row is None else row
+    def item(self) -> LossItem:
+        """The same without its form."""
+        rest = self.id, self.label, self.boxes, self.image
+        if self.probabilities is not None:
+            return LossItem(*rest, self.probabilities, "probabilities")
+        item = LossItem(*rest, cls_logits=self.cls_logits, box_deltas=self.box_deltas)
+        return item if self.logits is None else item._replace(row=self.logits)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -210,15 +201,15 @@ class LossRequest(LossOptions):
             raise ValueError(f"{len(rows)} rows need {len(rows)} ids, {len(self.ids)} were given")
         return self
 
-    def items(self) -> list[LossInput]:
+    def items(self) -> list[LossItem]:
         """Either form as a list of items."""
         if self.inputs is not None:
-            return self.inputs
+            return [one.item() for one in self.inputs]
         rows = self.logits if self.logits is not None else self.probabilities or []
-        field = "logits" if self.logits is not None else "probabilities"
+        kind: Literal["logits", "probabilities"] = "logits" if self.logits is not None else "probabilities"
         ids: Sequence[str | None] = self.ids or [None] * len(rows)
         columns = zip(ids, rows, self.labels or [], strict=True)
-        return [LossInput.model_construct(None, id=name, label=label, **{field: row}) for name, row, label in columns]
+        return [LossItem(name, label, row=row, kind=kind) for name, row, label in columns]
 
 
 class AuditOptions(_Wire):

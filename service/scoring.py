@@ -11,11 +11,11 @@ from models.card import Calibration, ClassFacts, LossSpec, ModelCard
 from models.classify import is_clipped, logits_of
 from models.errors import InvalidInput, InvalidLabel
 from models.online import quality_method
-from models.quality import ranks
 from models.reductions import Reduced, total
 from models.task import Floats, LabelScores, ScoreOptions
 from models.tasks import TASKS
 from service.errors import InferenceFailed, InvalidRequest, item_problem
+from service.label_answers import class_answers, item_answers
 from service.schemas import LossOptions
 
 Logits = NDArray[Any]
@@ -61,7 +61,7 @@ def score_labels(
         InvalidRequest: a row or label that does not fit; names the first ten by index.
         InvalidInput: a parameter out of its range.
     """
-    given = [replace(one, row=_finite(one.row)) for one in given]
+    given = _with_finite(given)
     if asked.activation is not None:
         card = card_of_rows(_width(given), asked.activation, card)
     options = _options(card, asked)
@@ -82,7 +82,7 @@ def score_labels(
             "temperature": card.calibration.temperature,
         },
         "loss": _summary(scores, reduced, options),
-        "classes": _classes(scores, batch.targets, card),
+        "classes": class_answers(scores, _membership(batch.targets, card), card),
         "items": _items(given, batch, scores, card, gradient),
     }
 
@@ -109,14 +109,21 @@ def _items(
         items.append({"index": i} if one.id is None else {"index": i, "id": one.id})
         if isinstance(one.row, Exception):
             items[i]["error"] = item_problem(one.row)
-    order = ranks(scores.quality, scores.valid)
-    for n, i in enumerate(batch.where):
-        items[i] |= _item(scores, n, int(order[n]), card)
+    for n, (i, scored) in enumerate(zip(batch.where, item_answers(scores, card), strict=True)):
+        items[i] |= scored
         if gradient is not None:
             items[i]["gradient"] = gradient[n].tolist()
         if batch.clipped[n]:
             items[i]["clipped"] = True
     return items
+
+
+def _with_finite(given: Sequence[Given]) -> Sequence[Given]:
+    """The same, an error in the place of each row that is not finite."""
+    rows = [one.row for one in given if not isinstance(one.row, Exception)]
+    if len({row.shape for row in rows}) == 1 and np.isfinite(np.stack(rows)).all():
+        return given
+    return [replace(one, row=_finite(one.row)) for one in given]
 
 
 def _finite(row: Logits | Exception) -> Logits | Exception:
@@ -225,55 +232,6 @@ def _stack(targets: Sequence[NDArray[Any]], card: ModelCard) -> NDArray[Any]:
     if any(target.ndim == 0 and not 0 <= int(target) < card.outputs for target in targets):
         raise InvalidLabel("ignore_index and soft labels do not go together in one softmax request")
     return np.stack([np.eye(card.outputs)[int(target)] if target.ndim == 0 else target for target in targets])
-
-
-def _item(scores: LabelScores, n: int, rank: int, card: ModelCard) -> dict[str, Any]:
-    if not scores.valid[n]:
-        return {"loss": None, "reason": "ignored: its label is ignore_index"}
-    loss = float(scores.loss[n])
-    item: dict[str, Any] = {
-        "loss": loss if np.isfinite(loss) else None,
-        "log_p_given": float(scores.log_p_given[n]),
-        "p_given": float(np.exp(scores.log_p_given[n])),
-        "margin": float(scores.margin[n]),
-        "quality": float(scores.quality[n]),
-        "suggested_label": _name(scores.suggested[n], card),
-        "is_issue": bool(scores.is_issue[n]),
-        "rank": rank,
-    }
-    if not np.isfinite(loss):
-        item["reason"] = "the loss is beyond the largest number"
-    if not np.isnan(scores.percentile[n]):
-        item["loss_percentile"] = float(scores.percentile[n])
-    return item
-
-
-def _name(suggested: int | tuple[int, ...] | None, card: ModelCard) -> str | list[str] | None:
-    if suggested is None:
-        return None
-    return [card.labels[k] for k in suggested] if isinstance(suggested, tuple) else card.labels[suggested]
-
-
-def _classes(scores: LabelScores, targets: NDArray[Any], card: ModelCard) -> list[dict[str, Any]]:
-    """Per class of the given label: how many, mean loss, mean p, issues, and what it is most often taken for."""
-    member = _membership(targets, card) & scores.valid[:, None]
-    p_given = np.exp(scores.log_p_given)
-    found = []
-    for k in np.flatnonzero(member.any(axis=0)):
-        mine = member[:, k]
-        issues = np.flatnonzero(mine & scores.is_issue)
-        names = [str(_name(scores.suggested[n], card)) for n in issues if isinstance(scores.suggested[n], int)]
-        found.append(
-            {
-                "label": card.labels[k],
-                "count": int(mine.sum()),
-                "mean_loss": float(scores.loss[mine].mean()),
-                "mean_p_given": float(p_given[mine].mean()),
-                "issues": len(issues),
-                "most_confused_with": max(sorted(set(names)), key=names.count) if names else None,
-            }
-        )
-    return found
 
 
 def _is_own_loss(card: ModelCard, options: ScoreOptions) -> bool:

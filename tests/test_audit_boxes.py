@@ -281,7 +281,7 @@ async def test_a_picture_is_as_good_as_the_worst_in_it(
 
     monkeypatch.setattr(Detection, "score", told)
     boxes = [{"box": [5, 5, 60, 60], "label": 0}] if given else []
-    sent = LossInput.model_validate({"image": ITEMS[1]["image"], "boxes": boxes})
+    sent = LossInput.model_validate({"image": ITEMS[1]["image"], "boxes": boxes}).item()
     raw = engine.run([load_input(decoded(ITEMS[1]), engine.card.input)], RAW)[0]
     judge = BoxJudge(engine.card, record_of("x", task="detection"))
     row = judge.score([Item(3, sent, raw)], lambda _label, _losses: None).rows[0]

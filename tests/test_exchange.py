@@ -35,6 +35,28 @@ async def test_a_body_in_many_pieces_is_put_together() -> None:
     assert await call_of(b"abc" for _ in range(1000)).body(3000, 5) == b"abc" * 1000
 
 
+async def test_a_binary_body_in_many_pieces_is_put_together_whatever_it_announces() -> None:
+    for headers in ({"content-length": "3000"}, {"content-length": "x"}, {}):
+        assert bytes(await call_of((b"abc" for _ in range(1000)), headers).binary(3000, 5)) == b"abc" * 1000
+
+
+async def test_a_binary_body_that_ends_early_has_what_came() -> None:
+    assert bytes(await call_of([b"abc", b"de"], {"content-length": "3000"}).binary(3000, 5)) == b"abcde"
+
+
+async def test_a_binary_body_beyond_its_length_is_refused() -> None:
+    with pytest.raises(MalformedRequest, match="longer"):
+        await call_of([b"abc", b"de"], {"content-length": "4"}).binary(3000, 5)
+    with pytest.raises(BodyTooLarge):
+        await call_of([b"abc", b"de"], {"content-length": "4"}).binary(4, 5)
+
+
+async def test_a_binary_body_may_be_gzip() -> None:
+    packed = gzip.compress(b"abc" * 1000)
+    headers = {"content-length": str(len(packed)), "content-encoding": "gzip"}
+    assert await call_of([packed[:9], packed[9:]], headers).binary(3000, 5) == b"abc" * 1000
+
+
 async def test_a_body_of_just_the_limit_is_read_and_one_byte_more_is_refused() -> None:
     assert len(await call_of([b"x" * 100]).body(100, 5)) == 100
     with pytest.raises(BodyTooLarge):

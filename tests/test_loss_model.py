@@ -147,7 +147,10 @@ async def test_it_has_metadata_and_a_version_like_any_model(http: httpx.AsyncCli
     assert "no such version" in error_of(await http.post("/v2/models/focal_loss/versions/2/infer", json={}), 404)
 
 
-async def test_many_rows_are_shared_out_and_come_back_in_order(http: httpx.AsyncClient) -> None:
+async def test_many_rows_are_shared_out_and_come_back_in_order(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.loss_model._NUMBERS", 30_000)
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0.0, 3.0, (20_000, 7)).astype(np.float32), rng.integers(0, 7, 20_000)
     answer = await ask(http, logits, labels, gamma=1.5)
