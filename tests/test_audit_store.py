@@ -13,7 +13,7 @@ from service.audit_records import AuditRecord, Row, Verdicts
 from service.audit_spool import SpoolWriter, inspect, parse_item, read_part
 from service.audit_store import AuditStore, bytes_of
 from service.errors import BodyTooLarge, MalformedRequest, NotFound, NotReady, Overloaded
-from service.schemas import LossInput
+from service.loss_item import LossItem
 
 MUCH = 1 << 30
 
@@ -253,7 +253,7 @@ def test_an_item_is_read_strictly(tmp_path: Path) -> None:
     path = tmp_path / "items"
     path.write_bytes(b'{"logits": [1, 2], "label": 1}\n{"logits": [1, 2], "label": 1, "more": 2}\n{"label": NaN}\n')
     items = [parse_item(line) for line in read_part(path, 0, 0).lines]
-    assert isinstance(items[0], LossInput) and items[0].label == 1
+    assert isinstance(items[0], LossItem) and items[0].label == 1
     assert "more" in str(items[1]) and isinstance(items[2], MalformedRequest)
 
 
