@@ -32,8 +32,8 @@ _ANCHORS = 0.2
 _ANCHOR_STRENGTH = 5.0
 _DECONVOLUTION_STEPS = 20
 _ONE_CLASS = 0.95
-_MOST_ODDS, _ODDS_STEPS, _ODDS_ROWS = 10.0, 40, 100_000
 """The probability that pictures that look the same are of one class."""
+_MOST_ODDS, _ODDS_STEPS, _ODDS_ROWS = 10.0, 40, 100_000
 _COUNT_WORK = 500_000_000
 """Rows times classes squared that are deconvolved at most: beyond, evenly spaced rows."""
 

@@ -1,7 +1,6 @@
 """Audits of a detector's boxes: what `service.audit_kinds` asks of a kind of audit. A row is a picture."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -15,7 +14,6 @@ from service.audit_records import (
     ROW_BYTES,
     AuditRecord,
     AuditSummary,
-    ClassSummary,
     Item,
     Room,
     Row,
@@ -24,8 +22,9 @@ from service.audit_records import (
     error_row,
 )
 from service.audit_spool import Inspection
+from service.audit_tally import Tally
 from service.box_answers import GivenBoxes, box_loss_answer, box_options, given_boxes, score_picture
-from service.box_items import arrays_of, check_item
+from service.box_items import PICTURES_AT_ONCE, arrays_of, check_item
 from service.decoding import Encoded
 from service.detector import RAW
 from service.errors import InvalidRequest, RequestError
@@ -49,8 +48,6 @@ BOX_COLUMNS = (
     "error",
 )
 _ASKED = LossOptions.model_validate({})
-_AT_ONCE = 16
-"""Pictures whose raw outputs are held at once: those of one may be megabytes."""
 _BOX_BYTES, _MISSING_BYTES = 700, 140
 _FACTS = ("id", "classification", "location", "positives")
 _NOTE = (
@@ -83,7 +80,7 @@ class BoxJudge:
         record: of the audit.
     """
 
-    pictures = _AT_ONCE
+    pictures = PICTURES_AT_ONCE
     wish = RAW
 
     def __init__(self, card: ModelCard, record: AuditRecord) -> None:
@@ -109,12 +106,16 @@ class BoxJudge:
 
     def conclude(self, record: AuditRecord, file: AuditFile) -> tuple[AuditRecord, Verdicts | None]:
         """The audit in numbers; the rows stay as they were judged."""
-        tally = _Tally(self._card.labels)
+        tally, pictures, issues = Tally(self._card.labels), 0, 0
         for facts, is_issue in file.facts():
-            tally.add(facts["boxes"], is_issue)
+            pictures += 1
+            issues += is_issue
+            for box in facts["boxes"]:
+                if box.get("quality") is not None:
+                    tally.add(box["label"], box["is_issue"], box["loss"], box["suggested_label"])
         summary = AuditSummary(
-            scored=tally.pictures,
-            issues=tally.issues,
+            scored=pictures,
+            issues=issues,
             estimated_wrong_labels=None,
             estimated_error_rate=None,
             quality_method="; ".join(record.methods),
@@ -153,45 +154,6 @@ def _row(item: Item, found: Mapping[str, Any]) -> Row:
         is_issue=strongest >= LEAST_MISSING or any(box.get("is_issue") for box in boxes),
         loss=found["loss"],
     )
-
-
-class _Tally:
-    """Counts of pictures, and of boxes by given label as /loss tells them of a request's."""
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._place = {label: k for k, label in enumerate(labels)}
-        self.pictures = self.issues = 0
-        self._counts, self._wrong = Counter[str](), Counter[str]()
-        self._losses: dict[str, float] = {}
-        self._taken_for: dict[str, Counter[str]] = {}
-
-    def add(self, boxes: Iterable[Mapping[str, Any]], is_issue: bool) -> None:
-        self.pictures += 1
-        self.issues += is_issue
-        for box in boxes:
-            if box.get("quality") is None:
-                continue
-            label = box["label"]
-            self._counts[label] += 1
-            self._wrong[label] += box["is_issue"]
-            self._losses[label] = self._losses.get(label, 0.0) + (box["loss"] or 0.0)
-            if box["is_issue"] and box["suggested_label"] is not None:
-                self._taken_for.setdefault(label, Counter())[box["suggested_label"]] += 1
-
-    def summaries(self) -> list[ClassSummary]:
-        return [
-            ClassSummary(
-                label=label,
-                count=self._counts[label],
-                issues=self._wrong[label],
-                mean_loss=self._losses[label] / self._counts[label],
-                most_confused_with=self._most(self._taken_for.get(label, Counter())),
-            )
-            for label in sorted(self._counts, key=self._place.__getitem__)
-        ]
-
-    def _most(self, taken_for: Counter[str]) -> str | None:
-        return min(taken_for, key=lambda name: (-taken_for[name], self._place[name]), default=None)
 
 
 def as_json(values: Sequence[Any]) -> str:

@@ -1,6 +1,5 @@
 """The end of an audit: all its rows judged together by the noise that is in them, and the audit in numbers."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from models.noise import evenly
 from models.scaling import fit_vector_scaling
 from service.audit_file import AuditFile
 from service.audit_records import AuditRecord, AuditSummary, ClassSummary, GuardInfo, Verdicts
+from service.audit_tally import Tally
 
 _LEAST_ROWS, _LEAST_PER_CLASS = 100, 10
 _MOST_CLASSES = 1000
@@ -48,16 +48,16 @@ def conclude(card: ModelCard, record: AuditRecord, file: AuditFile) -> tuple[Aud
         The record with its summary; and what is to be stored in place of the rows' own qualities, None where they stay.
     """
     judged = _judge(card, record, file)
-    classes = _classes(card, file, judged.verdicts)
+    issues, classes = _classes(card, file, judged.verdicts)
     summary = AuditSummary(
         scored=judged.labels // (len(card.labels) if card.task == "multilabel" else 1),
-        issues=classes.rows,
+        issues=issues,
         estimated_wrong_labels=judged.wrong,
         estimated_error_rate=None if judged.wrong is None else judged.wrong / judged.labels,
         quality_method=judged.method,
         guards=[GuardInfo(gap=one.gap, shift=one.shift, passed=one.passed) for one in judged.guards],
         note=judged.note,
-        classes=classes.summaries(),
+        classes=classes,
     )
     return record.model_copy(update={"summary": summary}), judged.verdicts
 
@@ -151,52 +151,16 @@ def _unusable(labels: int, alone: str, guards: Sequence[Guard]) -> _Judged:
     return _Judged(None, labels, alone, list(guards), note, None)
 
 
-class _Tally:
-    """Counts per given label, and how many rows are issues."""
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        classes = len(labels)
-        self._labels = labels
-        self.rows = 0
-        self.counts = [0] * classes
-        self.issues = [0] * classes
-        self.losses = [0.0] * classes
-        self.taken_for: list[Counter[str]] = [Counter() for _ in range(classes)]
-
-    def add(self, classes: Sequence[int], issue: bool, loss: float | None, suggested: Any) -> None:
-        self.rows += issue
-        kept = suggested if isinstance(suggested, list) else []
-        for k in classes:
-            self.counts[k] += 1
-            self.losses[k] += loss or 0.0
-            self.issues[k] += issue and self._labels[k] not in kept
-            if issue and isinstance(suggested, str):
-                self.taken_for[k][suggested] += 1
-
-    def summaries(self) -> list[ClassSummary]:
-        return [
-            ClassSummary(
-                label=label,
-                count=count,
-                issues=self.issues[k],
-                mean_loss=self.losses[k] / count,
-                most_confused_with=min(
-                    self.taken_for[k], key=lambda name: (-self.taken_for[k][name], name), default=None
-                ),
-            )
-            for k, (label, count) in enumerate(zip(self._labels, self.counts, strict=True))
-            if count
-        ]
-
-
-def _classes(card: ModelCard, file: AuditFile, verdicts: Verdicts | None) -> _Tally:
-    tally = _Tally(card.labels)
-    place = 0
+def _classes(card: ModelCard, file: AuditFile, verdicts: Verdicts | None) -> tuple[int, list[ClassSummary]]:
+    """How many rows are issues, and what is known of each given label."""
+    tally, issues, place = Tally(card.labels), 0, 0
     for some in file.scored():
         for target, issue, loss, suggested in some:
             if verdicts is not None:
                 issue, suggested = bool(verdicts.is_issue[place]), verdicts.suggested[place]
-            classes = np.flatnonzero(target).tolist() if card.task == "multilabel" else target.tolist()
-            tally.add(classes, issue, loss, suggested)
+            issues += issue
+            kept, other = (suggested, None) if isinstance(suggested, list) else ([], suggested)
+            for k in np.flatnonzero(target).tolist() if card.task == "multilabel" else target.tolist():
+                tally.add(card.labels[k], issue and card.labels[k] not in kept, loss, other)
             place += 1
-    return tally
+    return issues, tally.summaries()

@@ -10,6 +10,8 @@ from service.detector import Raw
 from service.errors import BodyTooLarge, InvalidRequest
 from service.loss_item import LossItem
 
+PICTURES_AT_ONCE = 16
+"""Pictures whose raw outputs are held at once: those of one may be megabytes."""
 MOST_BOXES = 5000
 """Given boxes of one picture: what scoring them costs grows with anchors times boxes."""
 

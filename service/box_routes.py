@@ -11,7 +11,7 @@ from models.card import ModelCard
 from models.task import Floats, ScoreOptions
 from service.batcher import Timed
 from service.box_answers import GivenBoxes, box_loss_answer, box_options, read_given, score_picture
-from service.box_items import arrays_of, check_item
+from service.box_items import PICTURES_AT_ONCE, arrays_of, check_item
 from service.detector import RAW, Raw, Wish
 from service.errors import BodyTooLarge, InvalidRequest
 from service.exchange import Call, Reply
@@ -21,8 +21,6 @@ from service.served import Served
 from service.state import ServiceState
 from service.timing import tell
 
-_AT_ONCE = 16
-"""Pictures whose raw outputs are held at once: those of one may be megabytes."""
 _CLASSIFIERS = ("top_k",)
 _DETECTORS = ("score_threshold", "iou_threshold", "max_detections")
 
@@ -66,13 +64,13 @@ async def box_loss(
     given = await asyncio.to_thread(read_given, card, [item.boxes for item in items], [item.id for item in items])
     results: list[Timed | Exception] = []
     scores = []
-    for at in range(0, len(items), _AT_ONCE):
-        part = items[at : at + _AT_ONCE]
+    for at in range(0, len(items), PICTURES_AT_ONCE):
+        part = items[at : at + PICTURES_AT_ONCE]
         images = [item.image for item in part if item.image is not None]
         ran = await state.run(served, card, images, call, RAW) if images else []
         found = iter(ran)
         raw = [arrays_of(card, item) if item.image is None else _answer(next(found)) for item in part]
-        scores += await asyncio.to_thread(_score, card, raw, given[at : at + _AT_ONCE], options)
+        scores += await asyncio.to_thread(_score, card, raw, given[at : at + PICTURES_AT_ONCE], options)
         results += [one if isinstance(one, Exception) else _forget(one) for one in ran]
     if len(scores) == 1 and isinstance(scores[0], Exception):
         raise scores[0]

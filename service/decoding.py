@@ -37,13 +37,13 @@ class Decoder:
     """Decodes pictures for any model; what is wrong with one is its result.
 
     Args:
-        threads: that decode what is not small, and what is left of small pictures after the last dozen.
+        threads: that decode what is not small; full parts of small pictures have a thread of their own.
         limits: of each picture.
     """
 
     def __init__(self, threads: int, limits: ImageLimits) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        # Two threads decode small pictures no faster than one, and the event loop waits for both.
+        # Two threads decode small pictures no faster than one (docs/performance.md).
         self._small = ThreadPoolExecutor(1, thread_name_prefix="decode-small")
         self._limits = limits
 
@@ -93,7 +93,7 @@ class Decoder:
 
 
 def _parts(images: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Small pictures by the dozen, since handing one to a thread costs as much as decoding it; large ones alone."""
+    """Small pictures by up to 16, since handing one to a thread costs as much as decoding it; large ones alone."""
     part: list[Encoded] = []
     size = 0
     for image in images:

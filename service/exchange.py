@@ -43,7 +43,7 @@ class Reply:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
-class _Room:
+class _Announced:
     """Takes as many bytes as were announced. numpy asks for large pages, which saves page faults."""
 
     def __init__(self, length: int) -> None:
@@ -51,6 +51,11 @@ class _Room:
         self._size = 0
 
     def write(self, part: bytes) -> None:
+        """The next bytes.
+
+        Raises:
+            MalformedRequest: there are more than were announced.
+        """
         end = self._size + len(part)
         if end > len(self._bytes):
             raise MalformedRequest("the body is longer than its Content-Length")
@@ -58,10 +63,11 @@ class _Room:
         self._size = end
 
     def getvalue(self) -> memoryview:
+        """All that came."""
         return self._bytes[: self._size]
 
 
-_Sinks = Callable[[], _Room | io.BytesIO]
+_Sinks = Callable[[], _Announced | io.BytesIO]
 
 
 class Call:
@@ -132,13 +138,13 @@ class Call:
             MalformedRequest: not gzip though the header says so.
             ClientDisconnect: the client has left.
         """
-        return bytes(await self._whole(most, timeout, in_room=False))
+        return bytes(await self._whole(most, timeout, sized=False))
 
     async def binary(self, most: int, timeout: float) -> Buffer:
         """As `body`, for what is read as arrays: a long one goes to memory of its announced length."""
-        return await self._whole(most, timeout, in_room=True)
+        return await self._whole(most, timeout, sized=True)
 
-    async def _whole(self, most: int, timeout: float, in_room: bool) -> Buffer:
+    async def _whole(self, most: int, timeout: float, sized: bool) -> Buffer:
         encoding = self.header(b"content-encoding").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
@@ -146,7 +152,7 @@ class Call:
         length = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
         if length > most:
             raise BodyTooLarge(f"the body has more than {most} bytes")
-        data = await self._arrived(most, timeout, partial(_Room, length) if in_room and length else io.BytesIO)
+        data = await self._arrived(most, timeout, partial(_Announced, length) if sized and length else io.BytesIO)
         if len(data) >= _PAUSED_FROM:
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())
@@ -164,7 +170,7 @@ class Call:
 
     async def _received(self, most: int, sinks: _Sinks) -> Buffer:
         # A join would take as long again as receiving.
-        whole: _Room | io.BytesIO | None = None
+        whole: _Announced | io.BytesIO | None = None
         size = 0
         while True:
             message = await self._receive()

@@ -61,7 +61,7 @@ def class_answers(scores: LabelScores, member: NDArray[np.bool_], card: ModelCar
     for k in np.flatnonzero(member.any(axis=0)):
         mine = member[:, k]
         issues = np.flatnonzero(mine & scores.is_issue)
-        names = [str(_name(scores.suggested[n], card)) for n in issues if isinstance(scores.suggested[n], int)]
+        others = [other for n in issues if isinstance(other := scores.suggested[n], int)]
         found.append(
             {
                 "label": card.labels[k],
@@ -69,7 +69,7 @@ def class_answers(scores: LabelScores, member: NDArray[np.bool_], card: ModelCar
                 "mean_loss": float(scores.loss[mine].mean()),
                 "mean_p_given": float(p_given[mine].mean()),
                 "issues": len(issues),
-                "most_confused_with": max(sorted(set(names)), key=names.count) if names else None,
+                "most_confused_with": card.labels[np.bincount(others).argmax()] if others else None,
             }
         )
     return found

@@ -3,6 +3,7 @@
 import io
 import shutil
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -113,3 +114,19 @@ def test_files_are_compared_byte_for_byte_first_and_a_picture_with_the_same_labe
     assert named(dict(found.near)) == {
         ("plain/larger.png", "barred/barred_003.png"), ("barred/barred_003.png", "plain/larger.png")
     }  # fmt: skip
+
+
+def test_memory_does_not_grow_by_pictures_or_thumbnails(tmp_path: Path) -> None:
+    content = (draw_folders(tmp_path / "drawn", per_class=1) / "plain" / "plain_000.png").read_bytes()
+    peaks = list[int]()
+    for count in (100, 1100):
+        folder = tmp_path / f"{count}" / "plain"
+        folder.mkdir(parents=True)
+        for row in range(count):
+            (folder / f"{row}.png").write_bytes(content + str(row).encode())
+        data = read_dataset(folder.parent, progress=False)
+        tracemalloc.start()
+        find_duplicates(data)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 1000 < 600, "bytes an image; a thumbnail alone has 864"
