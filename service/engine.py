@@ -1,6 +1,5 @@
 """A checked bundle in a session. Usable without HTTP: `run(images) -> logits`."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -13,11 +12,8 @@ from models.errors import BundleError, InvalidInput
 from models.image import decode_image
 from service.errors import InferenceFailed
 from service.runtime import CPU, CUDA, Device, DeviceReport, Runtime
+from service.warm_up import QUICK, batch_size, best_seconds
 
-WORTH = 0.1
-"""A larger batch must cost this share less per image to be worth the wait."""
-QUICK = 0.001
-"""Seconds for one image on one thread, below which a net keeps to it, and to the event loop's."""
 # What another machine's arithmetic may differ by, relative to the largest logit: CUDA may use TF32.
 _GOLDEN_TOLERANCE = {CPU: 1e-3, CUDA: 2e-2}
 
@@ -76,55 +72,37 @@ class Engine(BundleEngine):
         return time_blank(self.card, self.run, size)
 
 
-def warm_up(engine: BundleEngine, most: int) -> int:
-    """Runs blank batches of 1, 2, 4 ... images, and finds the size from which larger ones gain nothing.
-
-    A net that fills the cores with one image gains nothing from more: small batches then keep decoding and running
-    side by side.
+def quick_rows(runtime: Runtime, most: int) -> int:
+    """How many rows a graph without a card, on one thread of the CPU, takes in one run in the event loop.
 
     Args:
-        engine: of the bundle.
-        most: images in one batch at most.
+        runtime: of the graph.
+        most: rows in one run at most.
 
     Returns:
-        The batch size to serve with.
+        0 where a hop between threads costs less than a row, and where the graph does not take zeros.
     """
-    best, best_each = 1, engine.seconds(1)
-    size = 2
-    while size <= most:
-        each = engine.seconds(size) / size
-        if each > (1.0 - WORTH) * best_each:
-            break
-        best, best_each, size = size, each, size * 2
-    return best
-
-
-def is_quick(runtime: Runtime) -> bool:
-    """Whether a graph without a card, on one thread of the CPU, takes a row sooner than a hop between threads pays."""
     row = runtime.blank_row()
     if row is None or runtime.device.provider != CPU:
-        return False
+        return 0
     names = [spec.name for spec in runtime.outputs]
+
+    def seconds(rows: int) -> float:
+        feeds = row if rows == 1 else {name: np.repeat(one, rows, axis=0) for name, one in row.items()}
+        return best_seconds(lambda: runtime.run(feeds, names))
+
     try:
-        return best_seconds(lambda: runtime.run(row, names)) < QUICK
+        if seconds(1) >= QUICK:
+            return 0
+        return batch_size(seconds, most if runtime.batchable else 1, quick=True)
     except InferenceFailed:
-        return False  # it does not take zeros
+        return 0
 
 
 def time_blank(card: ModelCard, run: Callable[[NDArray[np.uint8]], object], size: int) -> float:
     """Seconds of a blank batch; the best of three runs."""
     images = np.zeros((size, card.input.height, card.input.width, 3), np.uint8)
     return best_seconds(lambda: run(images))
-
-
-def best_seconds(run: Callable[[], object]) -> float:
-    """The shortest of three runs."""
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
 
 
 def check_card(runtime: Runtime, card: ModelCard) -> None:

@@ -9,11 +9,12 @@ from models.bundle import CARD_FILE, GRAPH_FILE, read_bundle
 from models.card import relative_name
 from models.errors import BundleError
 from service.detector import DetectorEngine
-from service.engine import Engine, is_quick, warm_up
+from service.engine import Engine, quick_rows
 from service.metrics import Metrics
 from service.runtime import CPU, Device, Runtime
 from service.served import Served, serve_bundle, serve_graph
 from service.settings import Settings, usable_cores
+from service.warm_up import batch_size
 
 LABELS_FILE = "labels.json"
 Build = Callable[[Settings, Metrics], Served]
@@ -23,15 +24,15 @@ def prepare(path: Path, settings: Settings) -> Build:
     """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
     if (path / CARD_FILE).exists():
         engine = open_engine(path, settings.device, settings.threads)
-        batch = warm_up(engine, settings.max_batch)
+        batch = batch_size(engine.seconds, settings.max_batch, engine.quick)
         return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
-        runtime, quick = open_graph(file.read_bytes(), settings.device, settings.threads)
+        runtime, inline = open_graph(file.read_bytes(), settings.device, settings.threads, settings.max_batch)
     except OSError as error:
         raise BundleError(f"{relative_name(file)}: {(error.strerror or 'cannot be read').lower()}") from None
     name, version = (path.parent.name, path.name) if path.is_dir() else (path.stem, "1")
-    return lambda settings, metrics: serve_graph(name, version, runtime, quick, settings, metrics)
+    return lambda settings, metrics: serve_graph(name, version, runtime, inline, settings, metrics)
 
 
 def open_engine(folder: Path, device: Device, threads: int) -> Engine | DetectorEngine:
@@ -57,8 +58,14 @@ def open_engine(folder: Path, device: Device, threads: int) -> Engine | Detector
     return Engine(bundle, device, threads or usable_cores())
 
 
-def open_graph(graph: bytes, device: Device, threads: int) -> tuple[Runtime, bool]:
-    """A graph without a card in a session, and whether it is quick; threads as in `open_engine`.
+def open_graph(graph: bytes, device: Device, threads: int, max_batch: int) -> tuple[Runtime, int]:
+    """A graph without a card in a session, and how many rows of it may run in the event loop; 0 where it is not quick.
+
+    Args:
+        graph: the file.
+        device: auto, cpu or cuda.
+        threads: as in `open_engine`.
+        max_batch: rows in one run at most.
 
     Raises:
         BundleError: it must not be used.
@@ -66,10 +73,10 @@ def open_graph(graph: bytes, device: Device, threads: int) -> tuple[Runtime, boo
     """
     if threads in (0, 1):
         runtime = Runtime(graph, device, 1)
-        quick = is_quick(runtime)
-        if quick or threads == 1 or runtime.device.provider != CPU or usable_cores() == 1:
-            return runtime, quick
-    return Runtime(graph, device, threads or usable_cores()), False
+        inline = quick_rows(runtime, max_batch)
+        if inline or threads == 1 or runtime.device.provider != CPU or usable_cores() == 1:
+            return runtime, inline
+    return Runtime(graph, device, threads or usable_cores()), 0
 
 
 def find_models(root: Path) -> dict[str, dict[str, Path]]:

@@ -22,8 +22,6 @@ from service.runtime import DeviceReport, Runtime
 from service.settings import Settings
 
 Answer = TypeVar("Answer")
-INLINE_BATCH = 8
-"""Images in one run of a quick net in the event loop at most: requests and probes wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +116,23 @@ def serve_bundle(engine: Engine | DetectorEngine, max_batch: int, settings: Sett
         return _run_pictures(pictures, observer, lambda fitted: engine.run(fitted, items[0].wish))
 
     run = partial(detect, engine) if isinstance(engine, DetectorEngine) else partial(classify, engine)
-    return _start(card.name, card.version, engine.runtime, card, run, max_batch, engine.quick, settings, observer)
+    return _start(
+        card.name,
+        card.version,
+        engine.runtime,
+        card,
+        run,
+        max_batch,
+        max_batch if engine.quick else 0,
+        settings,
+        observer,
+    )
 
 
-def serve_graph(name: str, version: str, runtime: Runtime, quick: bool, settings: Settings, metrics: Metrics) -> Served:
-    """A graph without a card, its batcher running; needs a running event loop."""
+def serve_graph(name: str, version: str, runtime: Runtime, inline: int, settings: Settings, metrics: Metrics) -> Served:
+    """A graph without a card, at most `inline` rows at once in the event loop, which must run."""
     observer = metrics.observer(name, version)
-    max_batch = settings.max_batch if runtime.batchable else 1
+    max_batch = inline or (settings.max_batch if runtime.batchable else 1)
 
     def run(items: list[Block]) -> Sequence[Any]:
         start = perf_counter()
@@ -132,7 +140,7 @@ def serve_graph(name: str, version: str, runtime: Runtime, quick: bool, settings
         observer.inferred(perf_counter() - start)
         return found
 
-    return _start(name, version, runtime, None, run, max_batch, quick, settings, observer)
+    return _start(name, version, runtime, None, run, max_batch, inline, settings, observer)
 
 
 def _start(
@@ -142,7 +150,7 @@ def _start(
     card: ModelCard | None,
     run: Any,
     max_batch: int,
-    quick: bool,
+    inline: int,
     settings: Settings,
     observer: ModelObserver,
 ) -> Served:
@@ -150,8 +158,8 @@ def _start(
     batcher = Batcher(
         run,
         executor,
-        inline=INLINE_BATCH if quick else 0,
-        max_batch=min(max_batch, INLINE_BATCH) if quick else max_batch,
+        inline=inline,
+        max_batch=max_batch,
         max_wait=settings.max_wait_ms / 1e3,
         capacity=settings.queue_size,
         observer=observer,

@@ -13,9 +13,10 @@ from models.bundle import Bundle, read_bundle
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable
 from models.fit import Pixels
-from service.engine import Engine, warm_up
+from service.engine import Engine
 from service.errors import InferenceFailed
 from service.runtime import CPU, CUDA, cuda_driver_present
+from service.warm_up import batch_size
 from tests.serving import (
     SIZE,
     b64,
@@ -52,8 +53,8 @@ def test_logits_are_those_of_the_graph() -> None:
     images = pictures(5, SIZE)
     np.testing.assert_allclose(engine.run(images), linear_logits(images, WEIGHTS), rtol=1e-4, atol=1e-3)
     assert engine.run(images).dtype == np.float32
-    assert warm_up(engine, 1) == 1
-    assert 1 <= warm_up(engine, 8) <= 8
+    assert batch_size(engine.seconds, 1, engine.quick) == 1
+    assert 1 <= batch_size(engine.seconds, 8, engine.quick) <= 8
 
 
 @pytest.mark.parametrize("size", [1, 8, 32])

@@ -1,0 +1,56 @@
+"""How many images (rows) pay in one run, found out by running blank ones when a model is loaded."""
+
+import time
+from collections.abc import Callable
+
+WORTH = 0.1
+"""A larger batch must cost this share less per image to be worth the wait."""
+QUICK = 0.001
+"""Seconds for one image on one thread, below which a net keeps to it, and to the event loop's."""
+_PATIENCE = 2
+_RUNS, _SPAN = 3, 0.01
+
+Seconds = Callable[[int], float]
+"""How long a batch of that size takes."""
+
+
+def batch_size(seconds: Seconds, most: int, quick: bool) -> int:
+    """The batch size to serve with; batches of 1, 2, 4 ... are run, which warms the model up.
+
+    A net that fills the cores with one image gains nothing from more: small batches then keep decoding and running
+    side by side. A quick net takes as many as the event loop may be held for: more never cost it more.
+
+    Args:
+        seconds: of a batch.
+        most: images in one batch at most.
+        quick: whether batches run in the event loop.
+    """
+    return _most_in_time(seconds, most) if quick else _least_that_pays(seconds, most)
+
+
+def best_seconds(run: Callable[[], object]) -> float:
+    """The shortest of three runs, or of as many as a hundredth of a second has room for: others use the machine too."""
+    taken: list[float] = []
+    while len(taken) < _RUNS or sum(taken) < _SPAN:
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _most_in_time(seconds: Seconds, most: int) -> int:
+    size = 1
+    while size * 2 <= most and seconds(size * 2) < QUICK:
+        size *= 2
+    return size
+
+
+def _least_that_pays(seconds: Seconds, most: int) -> int:
+    """The last size that paid, before two in turn did not: one may have met another process."""
+    best, best_each, size = 1, seconds(1), 2
+    while size <= most and size <= best << _PATIENCE:
+        each = seconds(size) / size
+        if each <= (1.0 - WORTH) * best_each:
+            best, best_each = size, each
+        size *= 2
+    return best
