@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # A marker that a segment follows, or the end: not a stuffed zero, a restart, or padding.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_TURNED = (b"Exif", b"http://ns.adobe.com/xap", b"exif")
+_EXIF, _EXIF_LOWER, _XMP = b"Exif", b"exif", b"http://ns.adobe.com/xap"
 _COLOURS = {"YCbCr", "Gray"}
 
 
@@ -44,8 +44,8 @@ def read_header(data: bytes) -> Header | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    plain = colours in _COLOURS and data.count(SCAN) == 1 and not any(mark in data for mark in _TURNED)
-    return Header((width, height), plain)
+    plain = colours in _COLOURS and data.count(SCAN) == 1 and _EXIF not in data and _XMP not in data
+    return Header((width, height), plain and _EXIF_LOWER not in data)
 
 
 def scaled_size(size: tuple[int, int], least: int) -> tuple[int, int]:

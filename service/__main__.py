@@ -12,6 +12,7 @@ import uvicorn
 
 from models.errors import InvalidInput
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings, load_settings
 from service.state import ServiceState
 
@@ -42,6 +43,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
                 server_header=False,
                 proxy_headers=False,
+                http=Protocol,
             )
         )
 

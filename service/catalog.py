@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from models.bundle import version_key
@@ -31,7 +32,7 @@ class Entry:
     labels: dict[str, str] = field(default_factory=dict)
     folder: str = ""
 
-    @property
+    @cached_property
     def default(self) -> Served:
         """The version labelled stable, or the newest."""
         newest = max(self.versions, key=version_key)

@@ -22,6 +22,8 @@ _PAUSED_FROM = 1 << 16
 
 Buffer = bytes | memoryview
 """The bytes of a body."""
+Header = tuple[bytes, bytes]
+"""A header's name, lower case, and its value."""
 Stage = tuple[str, float, float]
 """A part of a request's work: its name, when it began and when it ended (seconds of `time.perf_counter`)."""
 
@@ -40,7 +42,7 @@ class Reply:
     body: bytes
     media_type: bytes = JSON
     status: int = 200
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    headers: list[Header] = field(default_factory=list)
 
 
 class _Announced:

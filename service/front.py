@@ -7,8 +7,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from models.errors import FocalserveError
 from service import oip, routes
 from service.errors import BadHeaders, HeadersTooLarge, status_of
-from service.exchange import Call, Reply
+from service.exchange import Call, Header, Reply
 from service.failures import failure_reply
 from service.state import ServiceState
 from service.telemetry import trace_of
@@ -34,6 +34,20 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 Handler = Callable[[ServiceState, Call], Awaitable[Reply]]
 HOT: dict[tuple[str, str], Handler] = {("POST", "/predict"): routes.predict, ("POST", "/loss"): routes.loss}
+
+
+class Sealed(NamedTuple):
+    """An answer with all its headers, ready to be sent.
+
+    Attributes:
+        status: of HTTP.
+        headers: all but those that uvicorn adds.
+        body: its bytes.
+    """
+
+    status: int
+    headers: list[Header]
+    body: bytes
 
 
 class Front:
@@ -53,67 +67,77 @@ class Front:
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """One request, or the lifespan."""
         if scope["type"] != "http":
             scope["app"] = self._app
             await self._inner(scope, receive, send)
             return
-        start = time.perf_counter()
-        call = Call(scope, receive)
-        request_id = _given_id(call.headers) or f"{self._prefix}-{next(self._numbers):08x}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        path: str = scope["path"]
-        handler = HOT.get((scope["method"], path))
-        if handler is None and (path == "/v2" or path.startswith("/v2/")):
-            handler = oip.answer
+        handler = self.handler(scope["method"], scope["path"])
         if handler is None:
-            scope["app"] = self._app
-            status = await self._pass_on(call, receive, send, request_id)
-        else:
-            status = await self._handle(handler, call, send, request_id)
-        self._count(call, status, start, request_id)
+            await self._pass_on(scope, receive, send)
+            return
+        sealed = await self.answer(handler, scope, receive)
+        if sealed is not None:
+            await _send(send, sealed)
 
-    async def _handle(self, handler: Handler, call: Call, send: Send, request_id: str) -> int:
-        """Runs a hot route and sends its answer; the status."""
+    def handler(self, method: str, path: str) -> Handler | None:
+        """What answers here; None where FastAPI does."""
+        found = HOT.get((method, path))
+        return oip.answer if found is None and (path == "/v2" or path.startswith("/v2/")) else found
+
+    async def answer(self, handler: Handler, scope: Scope, receive: Receive) -> Sealed | None:
+        """The answer of a hot route; None where its client has left."""
+        start = time.perf_counter()
+        call, request_id = self._begin(scope, receive)
         try:
             _check_headers(call)
             reply = await handler(self._state, call)
         except ClientDisconnect:
-            self._state.metrics.cancelled.inc()
-            return _CLIENT_LEFT
+            reply = None
         except Exception as error:
             reply = self._failure(error, call, request_id)
         finally:
             call.close()
-        if call.gone:
+        if reply is None or call.gone:
             self._state.metrics.cancelled.inc()
-            return _CLIENT_LEFT
-        await _send(send, await _packed(reply, call), request_id)
-        return reply.status
+            self._count(call, _CLIENT_LEFT, start, request_id)
+            return None
+        reply = await _packed(reply, call)
+        self._count(call, reply.status, start, request_id)
+        return _sealed(reply, request_id)
 
-    async def _pass_on(self, call: Call, receive: Receive, send: Send, request_id: str) -> int:
-        """Lets the app answer; the status."""
-        status = 0
+    def _begin(self, scope: Scope, receive: Receive) -> tuple[Call, str]:
+        """The request, and its id."""
+        call = Call(scope, receive)
+        request_id = _given_id(call.headers) or f"{self._prefix}-{next(self._numbers):08x}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        return call, request_id
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the app answer."""
+        start, status = time.perf_counter(), 0
+        call, request_id = self._begin(scope, receive)
+        scope["app"] = self._app
 
         async def marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, request_id)
+                message["headers"] = [*message.get("headers", []), *_marks(request_id)]
             await send(message)
 
         try:
             _check_headers(call)
-            await self._inner(call.scope, receive, marked)
+            await self._inner(scope, receive, marked)
         except ClientDisconnect:
-            return status or _CLIENT_LEFT
+            status = status or _CLIENT_LEFT
         except Exception as error:
             if status:
                 raise
             reply = self._failure(error, call, request_id)
-            await _send(send, reply, request_id)
-            return reply.status
-        return status
+            status = reply.status
+            await _send(send, _sealed(reply, request_id))
+        self._count(call, status, start, request_id)
 
     def _failure(self, error: Exception, call: Call, request_id: str) -> Reply:
         if not isinstance(error, FocalserveError):
@@ -162,21 +186,21 @@ async def _packed(reply: Reply, call: Call) -> Reply:
     return Reply(body, reply.media_type, reply.status, headers)
 
 
-def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:
-    message["headers"] = [
-        *message.get("headers", []),
-        (b"x-request-id", request_id.encode()),
-        (b"x-content-type-options", b"nosniff"),
-    ]
+def _marks(request_id: str) -> tuple[Header, Header]:
+    """What every answer says."""
+    return (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")
 
 
-async def _send(send: Send, reply: Reply, request_id: str) -> None:
+def _sealed(reply: Reply, request_id: str) -> Sealed:
     headers = [
         (b"content-type", reply.media_type),
         (b"content-length", b"%d" % len(reply.body)),
-        (b"x-request-id", request_id.encode()),
-        (b"x-content-type-options", b"nosniff"),
+        *_marks(request_id),
         *reply.headers,
     ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    return Sealed(reply.status, headers, reply.body)
+
+
+async def _send(send: Send, sealed: Sealed) -> None:
+    await send({"type": "http.response.start", "status": sealed.status, "headers": sealed.headers})
+    await send({"type": "http.response.body", "body": sealed.body})
