@@ -1,7 +1,8 @@
-"""What is exchanged or unloaded goes: no net waits for the collector."""
+"""What is exchanged or unloaded goes: no net waits for the collector, and one thread loads them all."""
 
 import asyncio
 import gc
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Iterator
@@ -12,7 +13,10 @@ import pytest
 
 from service.catalog import Catalog
 from service.metrics import Metrics
+from service.model_folder import Build, prepare
 from service.runtime import Runtime
+from service.settings import Settings
+from tests.foreign import relu, write_foreign
 from tests.serving import SIZE, pictures, settings_of, write_linear
 
 
@@ -69,3 +73,22 @@ async def test_the_depth_of_an_unloaded_models_queue_is_none(tmp_path: Path) -> 
         await catalog.unload("linear")
         assert await gone(session)
         assert b'focalserve_queue_images{model="linear"} 0.0' in metrics.expose()
+
+
+async def test_one_thread_loads_all_models_those_asked_for_at_once_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_linear(tmp_path)
+    write_foreign(tmp_path, other=relu(("n", 3)))
+    threads: list[int] = []
+
+    def noted(path: Path, settings: Settings) -> Build:
+        threads.append(threading.get_ident())
+        time.sleep(0.05)
+        return prepare(path, settings)
+
+    monkeypatch.setattr("service.catalog.prepare", noted)
+    async with loaded(tmp_path) as catalog:
+        for _ in range(3):
+            await asyncio.gather(catalog.load("linear"), catalog.load("other"))
+    assert len(threads) == 8 and len(set(threads)) == 1 and threading.get_ident() not in threads
