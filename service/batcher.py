@@ -133,6 +133,7 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None  # its traceback refers to this batcher: the net would stay until a full collection
         self._release()
 
     async def drain(self) -> None:

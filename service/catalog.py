@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,8 @@ class Catalog:
         self._entries: dict[str, Entry] = {}
         self._loading: set[str] = set()
         self._retired: set[asyncio.Task[None]] = set()
+        # glibc keeps what each thread has freed for that thread: with many that load, as many nets' memory stays.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     async def load_all(self) -> None:
         """Reads, checks and warms up every model in the folder.
@@ -118,6 +121,7 @@ class Catalog:
 
     async def close(self) -> None:
         """Stops every batcher and frees the sessions."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
         for entry in self._entries.values():
             for served in entry.versions.values():
                 await served.batcher.stop()
@@ -174,7 +178,7 @@ class Catalog:
         try:
             for version in sorted(wanted, key=version_key):
                 build = await asyncio.get_running_loop().run_in_executor(
-                    None, prepare, versions[version], self._settings
+                    self._loader, prepare, versions[version], self._settings
                 )
                 served = build(self._settings, self._metrics)
                 found[served.version] = served

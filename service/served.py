@@ -1,5 +1,6 @@
 """What answers under one name and version: a session with its batcher, and the card where there is one."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -167,8 +168,19 @@ def _start(
         kind=_kind,
     )
     batcher.start()
-    observer.watch(lambda: batcher.depth)
+    observer.watch(_depth_of(batcher))
     return Served(name, version, runtime, card, batcher, executor, observer)
+
+
+def _depth_of(batcher: Batcher) -> Callable[[], int]:
+    """Reads the weight that waits, and keeps no batcher, and so no net, that has been unloaded."""
+    seen = weakref.ref(batcher)
+
+    def depth() -> int:
+        there = seen()
+        return 0 if there is None else there.depth
+
+    return depth
 
 
 def _weigh(item: Item) -> int:
