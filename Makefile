@@ -17,7 +17,7 @@ demo-detect: $(INSTALLED)  ## the same with boxes, on aerial photographs that pi
 	$(PY) -m scripts.cli demo-detect $(DEMO_ARGS)
 
 test: $(INSTALLED) $(FIXTURES)  ## the whole test suite; TEST_ARGS='-m "not slow"' for the quick part
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -1,14 +1,12 @@
 """`focalserve audit`: a folder of labelled images in; a ranked list of wrong labels, corrections, and a report out."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -28,7 +26,7 @@ from scripts.interrupts import Interrupted, Interrupts
 from scripts.issues import Judged, judge_classes, judge_tags, make_rows, write_issues, written_whole
 from scripts.label_studio import write_interface, write_tasks
 from scripts.readers import DataSet, read_dataset
-from scripts.recipes import say
+from scripts.recipes import say, use_threads
 from scripts.report import Findings, write_report
 from service.engine import Engine
 from service.settings import usable_cores
@@ -52,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(flags: AuditFlags, interrupts: Interrupts) -> None:
     """Audits as asked and prints the report's place on stdout."""
-    torch.set_num_threads(flags.threads or len(os.sched_getaffinity(0)))
+    use_threads(flags.threads)
     if flags.task == "detection" or (flags.task == "auto" and is_detection(flags.data)):
         print(audit_boxes(flags.model_copy(update={"task": "detection"}), interrupts))
         return

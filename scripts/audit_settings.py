@@ -57,7 +57,7 @@ class AuditFlags(Flags):
     flip: bool = Field(False, description="mirror half of the training images left to right")
     crop: bool = Field(False, description="shift and scale training images at random")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the folds, the order, the weights")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as many as there are cores")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: OMP_NUM_THREADS, else one a core")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where present")
     cache_mb: Annotated[int, Field(ge=0)] = Field(2048, description="decoded images kept in memory, up to this size")
     show: Annotated[int, Field(ge=0, le=5000)] = Field(100, description="worst labels shown in the report")

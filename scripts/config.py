@@ -139,7 +139,7 @@ class TrainConfig(BaseSettings):
     save_every: Positive = Field(60.0, description="Seconds between checkpoints within an epoch.")
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Of the split, the order, the weights.")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as many as there are cores.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: OMP_NUM_THREADS, else one a core.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train; auto: CUDA where present.")
 
     @classmethod

@@ -54,7 +54,7 @@ class DetectDemoFlags(Flags):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="of the service; a free one if it is taken")
     epochs: Annotated[int, Field(ge=1)] = Field(24, description="of the training: 18 steps of 8 tiles each")
     scratch: bool = Field(False, description="a small net without ImageNet weights: quicker, and much worse")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="of the training; 0: as many as there are cores")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="of the training; 0: OMP_NUM_THREADS, or one a core")
     serve: bool = Field(True, description="leave the service running at the end")
 
 

@@ -1,5 +1,6 @@
 """What the loop of train.py needs of a kind of model, and what the kinds share."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,6 +84,12 @@ class Recipe(Protocol):
             epochs: how many were trained.
         """
         ...
+
+
+def use_threads(count: int) -> None:
+    """Has torch compute in so many CPU threads; 0: what OMP_NUM_THREADS says, which torch has read, else all cores."""
+    if count or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count or len(os.sched_getaffinity(0)))
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,7 +4,6 @@ What they do differently is in `scripts.classifier` and `scripts.detector`, behi
 """
 
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from scripts.config import RUN_FOLDER, TrainConfig, parse_config
 from scripts.evaluate import Score
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.job import build_job, choose_task, read_parts
-from scripts.recipes import Diverged, Recipe, choose_device, say
+from scripts.recipes import Diverged, Recipe, choose_device, say, use_threads
 
 _SHOWN_FILES = 8
 _SAID_EVERY = 30.0
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: TrainConfig, interrupts: Interrupts) -> None:
     """Trains as configured and prints the bundle's folder on stdout."""
     say(f"# focalserve train\n{config.as_yaml()}")
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    use_threads(config.threads)
     device = choose_device(config.device)
     parts = read_parts(config)
     if config.out is None or config.dry_run:

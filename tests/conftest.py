@@ -3,6 +3,8 @@
 import fcntl
 import io
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,35 @@ settings.load_profile("shared machine")
 GARMENTS = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 TAGS = ["striped", "long", "dark", "new"]
 SIDE = 28
+LONGEST_FIRST = (
+    "test_readme.py",
+    "test_cli.py",
+    "test_demo_detect.py",
+    "test_box_audit_bench.py",
+    "test_audit_restart.py",
+    "test_soak.py",
+    "test_server.py",
+    "test_detector.py",
+    "test_train.py",
+    "test_resume.py",
+    "test_export_detector.py",
+    "test_page.py",
+    "test_bench.py",
+    "test_retinanet.py",
+    "test_loss_graph.py",
+    "test_imagenet_weights.py",
+    "test_noise.py",
+    "test_nets.py",
+)
+"""Files of more than ten seconds: last, one of them would keep a worker busy while the others have nothing to do."""
+
 _LEVELS = len(ModelCard.model_fields["quantile_levels"].default)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files, not what is in them, for the workers of `make test`."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def jpeg(pixels: Pixels, quality: int = 95, **options: Any) -> bytes:
@@ -40,22 +70,38 @@ def noise(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, once a session: by whichever worker needs it first, while the others wait."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, made = shared / name, shared / f"{name}.made"
+    with open(shared / f"{name}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a worker left that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that holds the multiclass model `tiny`, version 1: 10 garments, gamma 2."""
-    return export_tiny(tmp_path_factory.mktemp("artifacts"), "multiclass", GARMENTS)
+    return made_once(tmp_path_factory, "artifacts", lambda root: export_tiny(root, "multiclass", GARMENTS))
 
 
 @pytest.fixture(scope="session")
 def multilabel_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `artifacts`, but `tiny` is a multi-label model of 4 tags."""
-    return export_tiny(tmp_path_factory.mktemp("multilabel"), "multilabel", TAGS)
+    return made_once(tmp_path_factory, "multilabel", lambda root: export_tiny(root, "multilabel", TAGS))
 
 
 @pytest.fixture(scope="session")
 def binary_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `artifacts`, but `tiny` says yes or no: one logit."""
-    return export_tiny(tmp_path_factory.mktemp("binary"), "binary", ["plain", "striped"])
+    return made_once(tmp_path_factory, "binary", lambda root: export_tiny(root, "binary", ["plain", "striped"]))
 
 
 @pytest.fixture(scope="session")
@@ -78,25 +124,25 @@ def binary_bundle(binary_artifacts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def by_heart(tmp_path_factory: pytest.TempPathFactory) -> ByHeart:
-    """A detector that has learnt 32 scenes by heart: trained once, by whichever worker needs it first."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    root = shared / "by-heart"
-    with open(shared / "by-heart.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return read_by_heart(root) if root.exists() else learn_by_heart(root)
+    """A detector that has learnt 32 scenes by heart."""
+    return read_by_heart(made_once(tmp_path_factory, "by-heart", learn_by_heart))
 
 
 @pytest.fixture(scope="session")
 def detector_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that holds the detector `scenes`, version 1: 3 classes, fresh but lively weights."""
+    return made_once(tmp_path_factory, "detector", export_scenes)
+
+
+def export_scenes(root: Path) -> None:
+    """Exports the detector `scenes`, version 1, below a folder."""
     import torch
 
     from models.nets.detectors import build_detector, plan_of
     from models.nets.export_detector import export_detector
 
-    root, spec, labels = tmp_path_factory.mktemp("detector"), plan_of("small").spec(), ["tops", "trouser", "dress"]
+    torch.set_num_threads(1)
+    spec, labels = plan_of("small").spec(), ["tops", "trouser", "dress"]
     with torch.random.fork_rng():
         torch.manual_seed(1)
         net = build_detector("small", len(labels), spec)
@@ -116,7 +162,6 @@ def detector_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     exported = export_detector(net, facts, np.stack([noise(128, 128, seed) for seed in range(4)]))
     write_bundle(root / "scenes", exported.card, exported.graph, exported.loss_graph)
-    return root
 
 
 def export_tiny(root: Path, task: str, labels: list[str]) -> Path:

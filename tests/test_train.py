@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from scripts.config import TrainConfig, parse_config
 from scripts.evaluate import Score
 from scripts.interrupts import Interrupts
 from scripts.job import build_job, read_parts
+from scripts.recipes import use_threads
 from tests.pictures import copy_garments, draw_folders, draw_list, quiet_environment
 
 FAST = ["--threads", "1", "--batch-size", "8", "--device", "cpu"]
@@ -272,3 +274,15 @@ def test_patience_ends_a_training_that_gets_no_better(folders: Path, tmp_path: P
     train.fit(job, at, Interrupts())
     assert at.epoch == 4
     assert json.dumps(at.best) == "0.5" and math.isfinite(at.seconds)
+
+
+def test_threads_are_as_asked_for_else_omp_num_threads_else_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    use_threads(3)
+    use_threads(0)
+    assert said == [3]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    use_threads(0)
+    assert said == [3, len(os.sched_getaffinity(0))]

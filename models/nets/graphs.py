@@ -81,8 +81,10 @@ def to_graph(served: nn.Module, images: Pixels, outputs: Sequence[str]) -> onnx.
 
 
 def open_session(graph: bytes) -> onnxruntime.InferenceSession:
-    """A quiet session on the CPU."""
+    """A quiet session on the CPU, of as many threads as torch has, which do not spin while they wait."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

@@ -16,6 +16,7 @@ from tests.serving import SIZE, Json, b64, pictures, png_of, write_linear
 
 LABELS = ("a", "b", "c")
 COUNT = 6000
+WITH_BOXES = 100
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_an_audit_of_boxes_goes_on_after_a_kill_and_says_what_loss_says(
     detector_artifacts: Path, tmp_path: Path
 ) -> None:
     items, settings = box_items(40), {"audit_dir": str(tmp_path / "audits"), "max_batch": "4", "threads": "1"}
-    many = [{**items[n % 40], "id": str(n)} for n in range(200)]
+    many = [{**items[n % 40], "id": str(n)} for n in range(WITH_BOXES)]
     many[7] = {"id": "bad", "label": "tops", "image": items[0]["image"]}
     with launched(detector_artifacts, **settings) as server:
         audit = start(server, ndjson(many))
@@ -125,15 +126,15 @@ def test_an_audit_of_boxes_goes_on_after_a_kill_and_says_what_loss_says(
         server.ended(10)
     with launched(detector_artifacts, **settings) as server:
         server.until("process began")
-        assert 0 < info_of(server, audit)["done"] < 200, "it was not killed midway"
+        assert 0 < info_of(server, audit)["done"] < WITH_BOXES, "it was not killed midway"
         rows = rows_of(server, audit)
         answer = httpx.post(f"{server.url}/loss", json={"inputs": items}, timeout=60)
         summary = info_of(server, audit)["summary"]
-    assert [row["rank"] for row in rows] == list(range(1, 201))
+    assert [row["rank"] for row in rows] == list(range(1, WITH_BOXES + 1))
     assert (rows[-1]["id"], rows[-1]["line"], "error" in rows[-1]) == ("bad", 8, True)
     scored = [row for row in by_line(rows) if row["id"] != "bad"]
-    assert [row["id"] for row in scored] == [str(n) for n in range(200) if n != 7]
-    assert summary["scored"] == 199 and summary["issues"] == sum(row["is_issue"] for row in scored)
+    assert [row["id"] for row in scored] == [str(n) for n in range(WITH_BOXES) if n != 7]
+    assert summary["scored"] == WITH_BOXES - 1 and summary["issues"] == sum(row["is_issue"] for row in scored)
     for row in scored:
         want = answer.json()["items"][int(row["id"]) % 40]
         assert row["loss"] == pytest.approx(want["loss"], rel=1e-4)
