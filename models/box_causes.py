@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.box_calibrator import LOG_FLOOR, apply_regression, fit_regression
 from models.box_quality import SWAP_RATE, BoxSigns
 from models.box_view import GAMMA
 from models.boxes import Floats, Indices
-from models.calibration import log_softmax
 from models.detector_spec import BoxCalibrator
-from models.errors import BundleError, InvalidInput
 from models.losses import binary_margin_focal
 
 CAUSES = ("none", "badly_located", "swapped", "spurious")
@@ -49,8 +48,6 @@ FEATURES = (*SIGNS, *(f"log {name}" for name in SIGNS), *(f"{first} * {second}" 
 """What a calibrator may weigh: 19 signs, their logarithms, and four products of two."""
 UNFITTED_THRESHOLD = 0.1
 """Without a calibrator a box of less quality is an issue: its focal mean is that of a label given a chance of .1."""
-_LOG_FLOOR = 1e-4
-_STEPS = 50
 _HALVINGS = 60
 
 
@@ -97,7 +94,7 @@ def judge_boxes(signs: BoxSigns, calibrator: BoxCalibrator | None) -> Judgement:
 def box_features(signs: BoxSigns) -> Floats:
     """(M, F) float64, columns as FEATURES."""
     plain = {name: np.asarray(getattr(signs, name), np.float64) for name in SIGNS}
-    columns = [*plain.values(), *(np.log(values + _LOG_FLOOR) for values in plain.values())]
+    columns = [*plain.values(), *(np.log(values + LOG_FLOOR) for values in plain.values())]
     return np.stack([*columns, *(plain[first] * plain[second] for first, second in PRODUCTS)], axis=1)
 
 
@@ -107,15 +104,7 @@ def apply_calibrator(calibrator: BoxCalibrator, signs: BoxSigns) -> Floats:
     Raises:
         BundleError: a feature or a cause that is not known.
     """
-    for kind, names, known in (("feature", calibrator.features, FEATURES), ("cause", calibrator.causes, CAUSES)):
-        if not set(names) <= set(known):
-            raise BundleError(f"detector.calibrator: no {kind} {sorted(set(names) - set(known))[0]!r} is known")
-    columns = [FEATURES.index(name) for name in calibrator.features]
-    x = (box_features(signs)[:, columns] - np.asarray(calibrator.mean)) / np.asarray(calibrator.scale)
-    out = np.zeros((len(x), len(CAUSES)))
-    weights = np.asarray(calibrator.weights, np.float64).reshape(len(columns), -1)
-    out[:, [CAUSES.index(name) for name in calibrator.causes]] = _softmax(x @ weights + np.asarray(calibrator.bias))
-    return out
+    return apply_regression(calibrator, box_features(signs), FEATURES, CAUSES, "detector.calibrator")
 
 
 def fit_calibrator(
@@ -136,23 +125,12 @@ def fit_calibrator(
     Raises:
         InvalidInput: no sound box, or nothing but sound boxes.
     """
-    present = np.unique(causes)
-    if NONE not in present or len(present) < 2:
-        raise InvalidInput("a calibrator is fitted on sound boxes and wrong ones; one kind is absent")
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(spread > 1e-9, spread, 1.0)
-    x = np.concatenate([(features - mean) / scale, np.ones((len(features), 1))], axis=1)
-    weights = _newton(x, (causes[:, None] == present).astype(np.float64), strength)
-    if expected is not None:
-        weights[-1] += np.log(np.asarray(expected)[present] / (causes[:, None] == present).mean(axis=0))
-    return BoxCalibrator(
-        causes=[CAUSES[k] for k in present],
-        features=list(FEATURES),
-        mean=mean.tolist(),
-        scale=scale.tolist(),
-        weights=weights[:-1].tolist(),
-        bias=weights[-1].tolist(),
-    )
+    fitted = fit_regression(features, causes, FEATURES, CAUSES, strength)
+    if expected is None:
+        return fitted
+    places = [CAUSES.index(name) for name in fitted.causes]
+    moved = np.log(np.asarray(expected)[places] / (causes[:, None] == places).mean(axis=0))
+    return fitted.model_copy(update={"bias": (np.asarray(fitted.bias) + moved).tolist()})
 
 
 def _plain_causes(signs: BoxSigns) -> Floats:
@@ -180,38 +158,3 @@ def _equivalent_probability(focal: Floats) -> Floats:
         above = binary_margin_focal(middle, GAMMA) > focal
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.asarray(1.0 / (1.0 + np.exp(-(low + high) / 2.0)))
-
-
-def _newton(x: Floats, y: Floats, strength: float) -> Floats:
-    """Weights (F + 1, C) of a softmax regression of y (N, C) on x (N, F + 1), the last row of them not penalised."""
-    width, kinds = x.shape[1], y.shape[1]
-    penalty = np.full((width, kinds), strength)
-    penalty[-1] = 1e-6  # the biases are determined up to a constant only
-    weights = np.zeros((width, kinds))
-    value = _objective(x, y, weights, penalty)
-    for _ in range(_STEPS):
-        p = _softmax(x @ weights)
-        slope = x.T @ (p - y) + penalty * weights
-        step = np.linalg.solve(_curvature(x, p) + np.diag(penalty.T.ravel()), slope.T.ravel()).reshape(kinds, width).T
-        size = 1.0
-        while (after := _objective(x, y, weights - size * step, penalty)) > value and size > 1e-6:
-            size /= 2.0
-        if value - after <= 1e-9 * max(1.0, value):
-            break
-        weights, value = weights - size * step, after
-    return weights
-
-
-def _objective(x: Floats, y: Floats, weights: Floats, penalty: Floats) -> float:
-    return float(-(y * log_softmax(x @ weights)).sum() + 0.5 * (penalty * weights**2).sum())
-
-
-def _curvature(x: Floats, p: Floats) -> Floats:
-    """The Hessian (C (F + 1), C (F + 1)) of the likelihood, class by class."""
-    kinds = p.shape[1]
-    rows = range(kinds)
-    return np.block([[(x * (p[:, [i]] * (float(i == j) - p[:, [j]]))).T @ x for j in rows] for i in rows])
-
-
-def _softmax(scores: Floats) -> Floats:
-    return np.exp(log_softmax(scores))

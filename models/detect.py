@@ -166,7 +166,7 @@ class Detection:
             causes=_spread(thought.causes, asked, count, 0.0),
             suggested_labels=_spread(other, asked, count, -1),
             suggested_boxes=_spread(_to_picture(signs.suggested_box, geometry), asked, count, np.nan),
-            missing=_missing_in_picture(missing_boxes(view, boxes, ignored), geometry),
+            missing=_missing_in_picture(missing_boxes(view, boxes, ignored, spec.missing_calibrator), geometry),
         )
 
 

@@ -20,10 +20,10 @@ class AnchorLevel(CardPart):
 
 
 class BoxCalibrator(CardPart):
-    """Multinomial logistic regression from a given box's features to what is wrong with it (models.box_quality).
+    """Multinomial logistic regression from features to what is wrong, of a given box or a prediction.
 
     Attributes:
-        causes: the classes, the first one is `none`.
+        causes: the kinds, the first one is `none`.
         features: names of the features, in their order.
         mean: (F,) subtracted from the features.
         scale: (F,) divides them then.
@@ -63,7 +63,9 @@ class DetectorSpec(CardPart):
         max_detections: default of requests: detections of one image at most.
         confusion: (K, K), row j: what the detector takes validation objects of class j for; rows sum to 1; empty where
             not measured.
-        calibrator: how /loss turns a given box's features into causes; None: the focal mean is used.
+        calibrator: how /loss turns a given box's features into causes (models.box_causes); None: the focal mean.
+        missing_calibrator: how it turns a prediction's features into the probability that nobody drew the object
+            (models.box_missing); None: its p times 1 - IoU.
     """
 
     levels: Annotated[list[AnchorLevel], Field(min_length=1)]
@@ -77,6 +79,7 @@ class DetectorSpec(CardPart):
     max_detections: Annotated[int, Field(ge=1, le=5000)] = 100
     confusion: list[list[Probability]] = Field(default=[])
     calibrator: BoxCalibrator | None = None
+    missing_calibrator: BoxCalibrator | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -121,7 +121,8 @@ def precisions(trial: Trial) -> dict[str, float]:
 
 def without_calibrator(card: ModelCard) -> ModelCard:
     """The card of a detector that knows nothing of wrong boxes but its own confusion."""
-    return card.model_copy(update={"detector": detector_of(card).model_copy(update={"calibrator": None})})
+    unfitted = {"calibrator": None, "missing_calibrator": None}
+    return card.model_copy(update={"detector": detector_of(card).model_copy(update=unfitted)})
 
 
 def average_precision(wrong: Bools, scores: Floats, total: int | None = None) -> float:

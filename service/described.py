@@ -44,7 +44,7 @@ def model_document(served: Served, versions: Sequence[str]) -> dict[str, Any]:
         }
         if card.detector is not None:
             found["properties"] |= {
-                "detector": card.detector.model_dump_json(exclude={"calibrator", "confusion"}),
+                "detector": card.detector.model_dump_json(exclude={"calibrator", "missing_calibrator", "confusion"}),
                 "parameters": "score_threshold, iou_threshold, max_detections",
                 "raw_outputs": "cls_logits and box_deltas only when they are asked for by name",
                 "boxes": "x1, y1, x2, y2 in pixels of the original for BYTES, of the input for UINT8",

@@ -14,6 +14,7 @@ from models.boxes import BoxLabels, box_iou, to_input
 from models.card import ImageInput, ModelCard
 from models.class_logits import HostLogits
 from models.detect import BoxScores, Detection, Geometry
+from models.detector_spec import BoxCalibrator
 from models.errors import InvalidInput, InvalidLabel
 from models.fit import fit_pixels
 from models.task import ScoreOptions
@@ -167,6 +168,23 @@ def test_a_dropped_box_is_missing_first(card: ModelCard) -> None:
     rows = np.arange(1, len(scene.truth))
     found = score(scene, boxes_of(scene.truth.xyxy[rows], scene.truth.labels[rows]), card)
     assert box_iou(found.missing.xyxy[:1], scene.truth.xyxy[:1])[0, 0] > 0.5
+
+
+def test_the_cards_calibrator_scores_what_is_missing(card: ModelCard) -> None:
+    scene = make_scene(6)
+    even = BoxCalibrator(
+        causes=["none", "missing"],
+        features=["sure"],
+        mean=[0.0],
+        scale=[1.0],
+        weights=[[0.0, 0.0]],
+        bias=[0.0, float(np.log(3.0))],
+    )
+    fitted = detector_card(NAMES, SPEC.model_copy(update={"missing_calibrator": even}))
+    found, plain = (score(scene, scene.truth, each).missing.scores for each in (fitted, card))
+    assert len(found) == len(plain) > 0 and found == pytest.approx(0.75)
+    again = ModelCard.parse(fitted.model_dump_json(), "card.json")
+    assert again == fitted and card.detector is not None and card.detector.missing_calibrator is None
 
 
 def test_a_box_that_the_crop_cuts_off_is_not_scored(card: ModelCard) -> None:

@@ -75,6 +75,7 @@ def test_the_card_can_judge_labels(by_heart: ByHeart) -> None:
     detector = by_heart.bundle.card.detector
     assert detector is not None and detector.calibrator is not None
     assert detector.calibrator.causes == ["none", "badly_located", "swapped", "spurious"]
+    assert detector.missing_calibrator is not None and detector.missing_calibrator.causes == ["none", "missing"]
     assert np.trace(np.array(detector.confusion)) > 2.0  # by chance: 1
 
 
@@ -229,7 +230,7 @@ def test_too_few_boxes_give_confusion_but_no_calibrator(few: Path, tmp_path: Pat
     assert sum(len(boxes) for boxes in job.val_boxes) < 50
     classes = len(job.parts.data.labels)
     got = fit_label_checks(job.parts.detector, job.served, job.val_store, job.val_boxes, classes, job.device)
-    assert got.calibrator is None
+    assert got.calibrator is None and got.missing_calibrator is None
     assert np.array(got.confusion).sum(axis=1) == pytest.approx(np.ones(classes))
 
 
