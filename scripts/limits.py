@@ -9,8 +9,9 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from models.card import ImageInput
 from models.fit import Fitted
@@ -131,7 +132,9 @@ def tensor_limit(
     start = int(headers.get("Inference-Header-Content-Length", 0))
 
     def parse() -> Fitted:
-        values = np.frombuffer(body, np.uint8, offset=start) if kind == "bin" else from_json(body)["inputs"][0]["data"]
+        values = (
+            np.frombuffer(body, np.uint8, offset=start) if kind == "bin" else orjson.loads(body)["inputs"][0]["data"]
+        )
         pixels = np.asarray(values, np.uint8).reshape(spec.height, spec.width, 3)
         return Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (spec.width, spec.height))
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from service.bodies import check_json_size
 from service.errors import InvalidRequest, MalformedRequest
@@ -87,7 +88,7 @@ def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: in
     head = bytes(body[:end])
     check_json_size(head, end, most)
     try:
-        document = from_json(head, allow_inf_nan=False)
+        document = orjson.loads(head)
     except ValueError:
         raise MalformedRequest("the request is not valid JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
@@ -99,9 +100,7 @@ def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: in
         raise InvalidRequest("id: should be text")
     parameters = _parameters(document, "parameters")
     binary = parameters.get("binary_data_output") is True
-    # Python's truth values are numbers to `array`: where JSON has none, nobody need look for them.
-    words = b"true" in head or b"false" in head
-    inputs = _read_inputs(document["inputs"], memoryview(body)[end:], words)
+    inputs = _read_inputs(document["inputs"], memoryview(body)[end:], head)
     return InferRequest(name, inputs, parameters, _read_wanted(document.get("outputs"), binary), binary, not length)
 
 
@@ -200,7 +199,7 @@ def _read_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
     return InferRequest(None, {spec.name: tensor}, {}, None, True)
 
 
-def _read_inputs(documents: list[Any], binary: memoryview, words: bool) -> Tensors:
+def _read_inputs(documents: list[Any], binary: memoryview, text: bytes) -> Tensors:
     found: Tensors = {}
     at = 0
     for i, document in enumerate(documents):
@@ -210,7 +209,7 @@ def _read_inputs(documents: list[Any], binary: memoryview, words: bool) -> Tenso
         size = _parameters(document, f"inputs.{i}.parameters").get("binary_data_size")
         if size is None:
             data = document.get("data")
-            found[head.name] = json_tensor(head, data) if words else _quick(head, data)
+            found[head.name] = _quick(head, data, text)
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - at:
             raise InvalidRequest(f"{head.name}: binary_data_size is not the length of a part of the body")
@@ -223,7 +222,7 @@ def _read_inputs(documents: list[Any], binary: memoryview, words: bool) -> Tenso
     return found
 
 
-def _quick(head: WireTensor, data: Any) -> NDArray[Any]:
+def _quick(head: WireTensor, data: Any, text: bytes) -> NDArray[Any]:
     """A flat list of plain numbers, no truth values, through `array`; all else the careful way."""
     code = _QUICK.get(head.datatype)
     if code is None or type(data) is not list or len(data) != head.count or not data or type(data[0]) is list:
@@ -232,9 +231,14 @@ def _quick(head: WireTensor, data: Any) -> NDArray[Any]:
         values = np.frombuffer(array(code, data), NUMPY[head.datatype])
     except (TypeError, OverflowError):
         return json_tensor(head, data)
-    if not _finite(values):
+    if not _finite(values) or (_may_be_words(values) and (b"true" in text or b"false" in text)):
         return json_tensor(head, data)
     return values.reshape(head.shape)
+
+
+def _may_be_words(values: NDArray[Any]) -> bool:
+    """Whether there are ones or zeros, as which `array` takes Python's truth values: the text is searched only then."""
+    return bool(((values == 0) | (values == 1)).any())
 
 
 def _finite(values: NDArray[Any]) -> bool:

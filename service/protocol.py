@@ -45,7 +45,7 @@ class WholeRequest:
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. Its app is a `Front`."""
+    """One connection. Its app is a `Front` as it is, not wrapped by uvicorn (`proxy_headers=False`)."""
 
     app: Front
     _held: Handler | None = None

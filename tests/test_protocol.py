@@ -1,0 +1,276 @@
+"""Requests over real sockets: those that arrive whole go the short way, all get the same answers."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from service.app import create_app
+from service.front import Front, Handler, Sealed
+from service.protocol import Protocol
+from tests.serving import SIZE, Json, pictures, png_of, settings_of, write_linear
+
+IMAGE = png_of(pictures(1, SIZE)[0])
+HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: %d\r\n" % len(IMAGE)
+WHOLE = HEAD + b"\r\n" + IMAGE
+
+
+class Watched(Front):
+    """Counts the requests that come as ASGI messages; may fail in the outermost layer."""
+
+    messages = 0
+    broken = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.messages += scope["type"] == "http"
+        await super().__call__(scope, receive, send)
+
+    async def answer(self, handler: Handler, scope: Scope, receive: Receive) -> Sealed | None:
+        if self.broken:
+            raise KeyError("broken")
+        return await super().answer(handler, scope, receive)
+
+
+class Answer(NamedTuple):
+    """A response as it came."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Json:
+        found: Json = json.loads(self.body)
+        return found
+
+
+class Line:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, *parts: bytes) -> None:
+        """Each part in a packet of its own."""
+        for part in parts:
+            self.writer.write(part)
+            await self.writer.drain()
+            await asyncio.sleep(0.002)
+
+    async def read(self, body: bool = True) -> Answer:
+        """The next answer."""
+        async with asyncio.timeout(10):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = dict(line.split(": ", 1) for line in head[1:-2])
+            length = int(headers.get("content-length", "0")) if body else 0
+            return Answer(int(head[0].split()[1]), headers, await self.reader.readexactly(length))
+
+    async def closed(self) -> bool:
+        """Whether the server has hung up, and said nothing before."""
+        async with asyncio.timeout(10):
+            return await self.reader.read() == b""
+
+
+class Site(NamedTuple):
+    """A running server."""
+
+    port: int
+    front: Watched
+    server: uvicorn.Server
+    task: asyncio.Task[None]
+    lines: list[Line]
+
+    async def connect(self) -> Line:
+        self.lines.append(Line(*await asyncio.open_connection("127.0.0.1", self.port)))
+        return self.lines[-1]
+
+    async def stop(self) -> None:
+        self.server.should_exit = True
+        async with asyncio.timeout(20):
+            await self.task
+
+
+@asynccontextmanager
+async def site(folder: Path, rounds: int = 0) -> AsyncGenerator[Site]:
+    """A server of a linear model on a port of its own."""
+    write_linear(folder, ["a", "b"], rounds=rounds)
+    app = create_app(settings_of(models=folder))
+    front = Watched(app, app.state.service)
+    config = uvicorn.Config(front, port=0, http=Protocol, log_config=None, server_header=False, proxy_headers=False)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with asyncio.timeout(20), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        while (await http.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+    front.messages = 0
+    found = Site(port, front, server, task, [])
+    yield found
+    await found.stop()
+    for line in found.lines:
+        line.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await line.writer.wait_closed()
+
+
+def cuts(request: bytes, *places: int) -> Sequence[bytes]:
+    edges = [0, *places, len(request)]
+    return [request[a:b] for a, b in itertools.pairwise(edges)]
+
+
+async def test_a_whole_request_takes_the_short_way_again_and_again_on_one_connection(tmp_path: Path) -> None:
+    async with site(tmp_path) as server:
+        line = await server.connect()
+        for n in range(3):
+            await line.send(WHOLE.replace(b"/predict", b"/predict?top_k=1"))
+            answer = await line.read()
+            assert answer.status == 200 and len(answer.json["predictions"][0]["top_k"]) == 1, n
+            assert answer.headers["content-type"] == "application/json" and "date" in answer.headers
+            assert "x-request-id" in answer.headers and "server-timing" in answer.headers
+        await line.send(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await line.read()).json["live"] is True
+        assert server.front.messages == 0
+        await line.send(b"GET /models HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await line.read()).status == 200
+        assert server.front.messages == 1
+
+
+async def test_however_a_request_is_cut_its_answer_is_the_same(tmp_path: Path) -> None:
+    async with site(tmp_path) as server:
+        line = await server.connect()
+        await line.send(WHOLE)
+        whole = await line.read()
+        end = len(HEAD) + 2
+        for n, parts in enumerate(
+            [
+                cuts(WHOLE, end),
+                cuts(WHOLE, 10),
+                cuts(WHOLE, end - 1),
+                cuts(WHOLE, end + 3),
+                cuts(WHOLE, 5, end + 5, end + 9),
+            ]
+        ):
+            await line.send(*parts)
+            answer = await line.read()
+            assert answer.json == whole.json and answer.headers.keys() == whole.headers.keys()
+            assert server.front.messages <= n + 1
+        assert server.front.messages >= 3
+
+
+async def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path) -> None:
+    async with site(tmp_path, rounds=300) as server:
+        line = await server.connect()
+        named = [HEAD + b"X-Request-Id: n%d\r\n\r\n" % n + IMAGE for n in range(4)]
+        await line.send(b"".join(named[:3]) + named[3][:50], named[3][50:])
+        for n in range(4):
+            answer = await line.read()
+            assert (answer.status, answer.headers["x-request-id"]) == (200, f"n{n}")
+
+
+async def test_chunks_and_long_bodies_and_expectations_are_served(tmp_path: Path) -> None:
+    async with site(tmp_path) as server:
+        line = await server.connect()
+        chunked = HEAD.replace(b"Content-Length: %d" % len(IMAGE), b"Transfer-Encoding: chunked") + b"\r\n"
+        await line.send(chunked + b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (IMAGE[:5], len(IMAGE) - 5, IMAGE[5:]))
+        assert (await line.read()).status == 200
+        assert server.front.messages == 0
+        document = b'{"inputs": [{"image": "%b"}]}' % (b"A" * 300_000)
+        long = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        await line.send(long % len(document) + document)
+        assert (await line.read()).status == 422
+        assert server.front.messages == 1
+        await line.send(HEAD + b"Expect: 100-continue\r\n\r\n")
+        assert (await line.read(body=False)).status == 100
+        await line.send(IMAGE)
+        assert (await line.read()).status == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [HEAD + b"Connection: close\r\n\r\n" + IMAGE, WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0")],
+    ids=["1.1", "1.0"],
+)
+async def test_a_connection_that_asks_to_be_closed_is_closed(tmp_path: Path, request_: bytes) -> None:
+    async with site(tmp_path) as server:
+        line = await server.connect()
+        await line.send(request_)
+        answer = await line.read()
+        assert answer.status == 200 and answer.headers["connection"] == "close"
+        assert await line.closed()
+
+
+async def test_refusals_by_the_short_way_are_problems_with_their_status(tmp_path: Path) -> None:
+    async with site(tmp_path) as server:
+        line = await server.connect()
+        for request, status in [
+            (WHOLE.replace(b"Host: here\r\n", b""), 400),
+            (WHOLE.replace(b"image/png", b"image/jpeg"), 415),
+            (b"POST /v2/models/none/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{}", 404),
+            (b"HEAD /v2 HTTP/1.1\r\nHost: here\r\n\r\n", 404),
+            (b"GET /v2/models/a%2Fb HTTP/1.1\r\nHost: here\r\n\r\n", 404),
+        ]:
+            await line.send(request)
+            assert (await line.read(body=not request.startswith(b"HEAD"))).status == status, request[:40]
+        await line.send(WHOLE)
+        assert (await line.read()).status == 200
+
+
+async def test_what_is_no_http_after_a_whole_request_ends_the_connection_alone(tmp_path: Path) -> None:
+    async with site(tmp_path) as server:
+        line, other = await server.connect(), await server.connect()
+        await line.send(WHOLE + b"\x00\x01 nonsense\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert b"400 Bad Request" in await line.reader.read()
+        await other.send(WHOLE)
+        assert (await other.read()).status == 200
+
+
+async def test_a_client_that_leaves_a_whole_request_is_counted(tmp_path: Path) -> None:
+    async with site(tmp_path, rounds=3_000) as server:
+        line = await server.connect()
+        await line.send(WHOLE)
+        line.writer.close()
+        stay = await server.connect()
+        await stay.send(WHOLE, b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await stay.read()).status == 200
+        text = (await stay.read()).body.decode()
+        assert 'focalserve_requests_total{code="499",route="/predict"} 1.0' in text
+        assert "focalserve_cancelled_requests_total 1.0" in text
+
+
+async def test_a_stopping_server_answers_what_it_has_and_closes(tmp_path: Path) -> None:
+    async with site(tmp_path, rounds=3_000) as server:
+        line, idle = await server.connect(), await server.connect()
+        await idle.send(WHOLE)
+        assert (await idle.read()).status == 200
+        await line.send(WHOLE)
+        await server.stop()
+        answer = await line.read()
+        assert answer.status == 200 and answer.headers["connection"] == "close"
+        assert await line.closed() and await idle.closed()
+
+
+async def test_a_failure_of_the_outermost_layer_ends_the_connection_and_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path) as server:
+        server.front.broken = True
+        line = await server.connect()
+        await line.send(WHOLE)
+        assert await line.closed()
+        assert "a hot route was left by an exception" in caplog.text
+        server.front.broken = False
+        line = await server.connect()
+        await line.send(WHOLE)
+        assert (await line.read()).status == 200
