@@ -100,10 +100,10 @@ class Site(NamedTuple):
 
 
 @asynccontextmanager
-async def site(folder: Path, rounds: int = 0) -> AsyncGenerator[Site]:
-    """A server of a linear model on a port of its own."""
-    write_linear(folder, ["a", "b"], rounds=rounds)
-    app = create_app(settings_of(models=folder))
+async def site(folder: Path, wait: float = 0.0) -> AsyncGenerator[Site]:
+    """A server of a linear model on a port of its own, which answers an image alone after `wait` milliseconds."""
+    write_linear(folder, ["a", "b"])
+    app = create_app(settings_of(models=folder, max_wait_ms=wait))
     front = Watched(app, app.state.service)
     config = uvicorn.Config(front, port=0, http=Protocol, log_config=None, server_header=False, proxy_headers=False)
     server = uvicorn.Server(config)
@@ -169,7 +169,7 @@ async def test_however_a_request_is_cut_its_answer_is_the_same(tmp_path: Path) -
 
 
 async def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path) -> None:
-    async with site(tmp_path, rounds=300) as server:
+    async with site(tmp_path, wait=20.0) as server:
         line = await server.connect()
         named = [HEAD + b"X-Request-Id: n%d\r\n\r\n" % n + IMAGE for n in range(4)]
         await line.send(b"".join(named[:3]) + named[3][:50], named[3][50:])
@@ -237,7 +237,7 @@ async def test_what_is_no_http_after_a_whole_request_ends_the_connection_alone(t
 
 
 async def test_a_client_that_leaves_a_whole_request_is_counted(tmp_path: Path) -> None:
-    async with site(tmp_path, rounds=3_000) as server:
+    async with site(tmp_path, wait=400.0) as server:
         line = await server.connect()
         await line.send(WHOLE)
         line.writer.close()
@@ -250,7 +250,7 @@ async def test_a_client_that_leaves_a_whole_request_is_counted(tmp_path: Path) -
 
 
 async def test_a_stopping_server_answers_what_it_has_and_closes(tmp_path: Path) -> None:
-    async with site(tmp_path, rounds=3_000) as server:
+    async with site(tmp_path, wait=400.0) as server:
         line, idle = await server.connect(), await server.connect()
         await idle.send(WHOLE)
         assert (await idle.read()).status == 200
