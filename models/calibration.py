@@ -24,6 +24,14 @@ def log_softmax(logits: Floats) -> Floats:
     return shifted
 
 
+def softmax(logits: Floats) -> Floats:
+    """Probabilities of logits (N, K), stable for any finite logit."""
+    p: Floats = np.asarray(logits - logits.max(axis=1, keepdims=True))
+    np.exp(p, out=p)
+    p /= p.sum(axis=1, keepdims=True)
+    return p
+
+
 def log_sigmoid(logits: Floats) -> Floats:
     """log(sigmoid(x)) for any shape, stable for any finite logit."""
     return np.asarray(np.minimum(logits, 0.0) - np.log1p(np.exp(-np.abs(logits))))
@@ -44,7 +52,7 @@ def probabilities(logits: Floats, activation: str, calibration: Calibration) -> 
     if activation == "softmax":
         # Without gamma nothing asks for log-probabilities: the second softmax alone gives the same.
         log_p = _inverse_softmax(log_softmax(z), calibration.gamma) if calibration.gamma else z
-        return np.exp(log_softmax(log_p / calibration.temperature))
+        return softmax(log_p / calibration.temperature)
     log_odds = _inverse_odds(z, calibration.gamma) / calibration.temperature
     return np.exp(log_sigmoid(log_odds))
 

@@ -36,9 +36,10 @@ class Multiclass:
     def predict(self, logits: Floats, card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): the likeliest class."""
         p = probabilities(logits, "softmax", card.calibration)
-        order = np.argsort(-p, axis=1, kind="stable")
-        rows = np.arange(len(p))
-        return Predictions(p, order, p[rows, order[:, 0]] - p[rows, order[:, 1]])
+        falling = -p
+        order = falling.argsort(axis=1, kind="stable")
+        falling.sort(axis=1)
+        return Predictions(p, order, falling[:, 1] - falling[:, 0])
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools

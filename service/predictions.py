@@ -1,8 +1,8 @@
 """Logits to the answers of /predict, a batch at a time; used by the service and by the offline verbs. No HTTP."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from service.errors import InferenceFailed, item_problem
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class RowAnswer:
+class RowAnswer(NamedTuple):
     """What is known of one image after its batch was run.
 
     Attributes:
@@ -43,11 +42,12 @@ class RowAnswer:
 def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
     task = TASKS[card.task]
-    if np.isfinite(logits).all():
-        batch = task.predict(logits.astype(np.float64), card)
+    wide = logits.astype(np.float64)
+    if math.isfinite(wide.sum()):  # doubles have room for any sum of finite floats
+        batch = task.predict(wide, card)
         return [RowAnswer(row, batch, n) for n, row in enumerate(logits)]
     finite = np.asarray(np.isfinite(logits).all(axis=1))
-    batch = task.predict(np.where(finite[:, None], logits, 0.0).astype(np.float64), card)
+    batch = task.predict(np.where(finite[:, None], wide, 0.0), card)
     return [
         RowAnswer(row, batch, n) if finite[n] else InferenceFailed("the model answered numbers that are not finite")
         for n, row in enumerate(logits)
