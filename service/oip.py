@@ -32,8 +32,10 @@ Answer = Callable[[ServiceState, Call], Awaitable[Reply]]
 
 async def answer(state: ServiceState, call: Call) -> Reply:
     """Any request under /v2."""
-    parts = [part for part in call.path.split("/")[2:]]
+    parts = call.path.split("/")[2:]
     match call.method, parts:
+        case "POST", ["models", name, "infer"] if name:
+            return await _model(state, call, name, None, ["infer"])
         case "GET", [] | [""]:
             return _route(call, "/v2", _json(server_document()))
         case "GET", ["health", "live"]:

@@ -1,5 +1,6 @@
 """What answers under one name and version: a session with its batcher, and the card where there is one."""
 
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -230,5 +231,5 @@ def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
     rows = sum(block.rows for block in blocks)
     if any(output.shape[:1] != (rows,) for output in outputs):
         return [_run_blocks(runtime, [block])[0] for block in blocks]
-    ends = np.cumsum([block.rows for block in blocks])[:-1]
-    return list(zip(*(np.split(output, ends) for output in outputs), strict=True))
+    ends = list(itertools.accumulate([block.rows for block in blocks], initial=0))
+    return [tuple([output[a:b] for output in outputs]) for a, b in itertools.pairwise(ends)]
