@@ -177,14 +177,13 @@ def _gone(box: Floats, iou: float, at: Callable[[float], Floats]) -> Floats:
 
 
 def _iou(first: list[float], second: list[float]) -> float:
-    """As `models.boxes.box_iou` says of one pair: numpy would take fifty times as long for so little."""
-    common = _area(*map(max, first[:2], second[:2]), *map(min, first[2:], second[2:]))
-    union = _area(*first) + _area(*second) - common
+    """As `models.boxes.box_iou` says of one pair, for which numpy takes many times as long."""
+    x1, y1, x2, y2 = first
+    left, top, right, bottom = second
+    common = max(0.0, min(x2, right) - max(x1, left)) * max(0.0, min(y2, bottom) - max(y1, top))
+    own = max(0.0, x2 - x1) * max(0.0, y2 - y1)
+    union = own + max(0.0, right - left) * max(0.0, bottom - top) - common
     return common / union if union > 0.0 else 0.0
-
-
-def _area(left: float, top: float, right: float, bottom: float) -> float:
-    return max(0.0, right - left) * max(0.0, bottom - top)
 
 
 def _swap_chances(given: int, classes: int, confusion: Floats | None) -> Floats:
