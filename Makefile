@@ -16,8 +16,9 @@ demo: $(INSTALLED)  ## train, export, serve, classify, find wrong labels; DEMO_A
 demo-detect: $(INSTALLED)  ## the same with boxes, on aerial photographs that pip fetches; DEMO_ARGS as above
 	$(PY) -m scripts.cli demo-detect $(DEMO_ARGS)
 
+# With bytecode, whatever the environment says: a hundred processes would compile the same files.
 test: $(INSTALLED) $(FIXTURES)  ## the whole test suite; TEST_ARGS='-m "not slow"' for the quick part
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -61,11 +61,14 @@ def intersections(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
     return np.asarray(np.clip(wide, 0.0, None) * np.clip(high, 0.0, None))
 
 
+def touches_any(box: Floats, others: Floats) -> bool:
+    """Whether a box (4,) shares any area with one of some boxes (M, 4)."""
+    return bool(((others[:, :2] < box[2:]) & (others[:, 2:] > box[:2])).all(axis=1).any())
+
+
 def box_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats:
     """Intersection over union (N, M), in [0, 1], of boxes (N, 4) and (M, 4); 0 where both are empty."""
-    common = intersections(first, second)
-    union = box_areas(first)[:, None] + box_areas(second)[None, :] - common
-    return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
+    return _over_union(intersections(first, second), box_areas(first)[:, None] + box_areas(second)[None, :])
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,11 @@ def overlapping_pairs(first: NDArray[np.floating], second: NDArray[np.floating])
     a, b = np.asarray(first, np.float64), np.ascontiguousarray(np.asarray(second, np.float64).T)
     x1, y1, x2, y2 = a.T[:, :, None]
     rows, columns = np.nonzero((b[0] < x2) & (b[2] > x1) & (b[1] < y2) & (b[3] > y1))
-    return Pairs(rows, columns, paired_iou(a[rows], b.T[columns]))
+    common = np.ones(len(rows))
+    for low, high, other_low, other_high in ((*a.T[::2], *b[::2]), (*a.T[1::2], *b[1::2])):
+        side = np.minimum(high[rows], other_high[columns]) - np.maximum(low[rows], other_low[columns])
+        common *= np.maximum(side, 0.0)
+    return Pairs(rows, columns, _over_union(common, box_areas(a)[rows] + box_areas(b.T)[columns]))
 
 
 def parts_of(count: int, width: int) -> list[tuple[int, int]]:
@@ -104,8 +111,11 @@ def paired_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> Flo
     """Intersection over union (N,), in [0, 1], of boxes (N, 4) and (N, 4), row by row; 0 where both are empty."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     sides = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0.0, None)
-    common = sides[:, 0] * sides[:, 1]
-    union = box_areas(a) + box_areas(b) - common
+    return _over_union(sides[:, 0] * sides[:, 1], box_areas(a) + box_areas(b))
+
+
+def _over_union(common: Floats, areas: Floats) -> Floats:
+    union = areas - common
     return np.asarray(np.divide(common, union, out=np.zeros_like(common), where=union > 0.0))
 
 

@@ -14,19 +14,15 @@ from models.audit import audit_labels, audit_tags
 from models.bundle import read_bundle
 from models.calibration import unweighted_probabilities
 from scripts.audit_settings import AuditFlags, remember
-from scripts.batches import Files
-from scripts.box_audit import audit_boxes
 from scripts.box_readers import is_detection
-from scripts.checkpoint import locked
 from scripts.clients import choose_bundle
-from scripts.crossfit import cross_fit, given_labels
 from scripts.duplicates import Duplicates, find_duplicates
 from scripts.fiftyone import FOLDER, write_fiftyone
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.issues import Judged, judge_classes, judge_tags, make_rows, write_issues, written_whole
 from scripts.label_studio import write_interface, write_tasks
+from scripts.messages import say
 from scripts.readers import DataSet, read_dataset
-from scripts.recipes import say, use_threads
 from scripts.report import Findings, write_report
 from service.engine import Engine
 from service.settings import usable_cores
@@ -38,6 +34,9 @@ _ASKED_AT_ONCE = 64
 def main(argv: Sequence[str]) -> int:
     """Runs `focalserve audit`; 130 or 143 where interrupted."""
     flags = AuditFlags.parse(argv)
+    # Here and in `run`: these load torch, which --help and a wrong flag need not wait for.
+    from scripts.checkpoint import locked
+
     interrupts = Interrupts()
     try:
         with interrupts.listen(), locked(flags.out):
@@ -50,6 +49,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(flags: AuditFlags, interrupts: Interrupts) -> None:
     """Audits as asked and prints the report's place on stdout."""
+    from scripts.box_audit import audit_boxes
+    from scripts.crossfit import cross_fit, given_labels
+    from scripts.recipes import use_threads
+
     use_threads(flags.threads)
     if flags.task == "detection" or (flags.task == "auto" and is_detection(flags.data)):
         print(audit_boxes(flags.model_copy(update={"task": "detection"}), interrupts))
@@ -90,6 +93,8 @@ def run(flags: AuditFlags, interrupts: Interrupts) -> None:
 
 def ask_bundle(flags: AuditFlags, data: DataSet, folder: Path) -> NDArray[np.float32]:
     """(N, K) probabilities by a bundle, without the bias of its loss; one column for a binary model; kept on disk."""
+    from scripts.batches import Files
+
     engine = Engine(read_bundle(choose_bundle(folder, None)), flags.device, usable_cores())
     card = engine.card
     store = Files(data.samples, card.input)

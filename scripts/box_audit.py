@@ -37,8 +37,9 @@ from scripts.fiftyone import FOLDER
 from scripts.interrupts import Interrupts
 from scripts.issues import write_issues, written_whole
 from scripts.label_checks import fit_label_checks, raw_outputs
-from scripts.recipes import choose_device, say
-from scripts.train import Progress, train_epoch
+from scripts.messages import say
+from scripts.recipes import choose_device
+from scripts.training import Progress, train_epoch
 from service.detector import RAW, DetectorEngine, Raw
 from service.settings import usable_cores
 

@@ -25,8 +25,9 @@ from scripts.batches import Indices, Store, augment, open_store, prefetch
 from scripts.config import RUN_FOLDER, TrainConfig
 from scripts.evaluate import HeldOut, Score, evaluate, format_report, score_epoch
 from scripts.heldout import learn_label_noise, store_epoch
+from scripts.messages import say
 from scripts.readers import DataSet, Sample, read_dataset
-from scripts.recipes import Diverged, build_optimizer, say
+from scripts.recipes import Diverged, build_optimizer
 from scripts.splits import split_dataset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]

@@ -20,6 +20,7 @@ from pydantic_settings import (
 
 from models.card import describe_validation
 from models.errors import InvalidInput
+from scripts.box_readers import is_detection
 
 RUN_FOLDER = "run"
 _UNSAID = {"config", "print_config", "dry_run", "resume", "restart"}
@@ -217,6 +218,18 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         if value is None and not config.print_config and not (name == "--out" and config.dry_run):
             raise InvalidInput(f"{name} is missing: focalserve train DATA --out artifacts/NAME")
     return config
+
+
+def choose_task(config: TrainConfig) -> TrainConfig:
+    """The settings with detection as the task, and its defaults, where it is asked for or the data holds boxes.
+
+    Raises:
+        InvalidInput: there is nothing at the data's path.
+    """
+    found = config.task == "detection"
+    if config.task == "auto" and config.data is not None and not config.print_config:
+        found = is_detection(config.data)
+    return config.as_detection() if found else config
 
 
 def _parse(argv: Sequence[str], values: dict[str, Any]) -> TrainConfig:

@@ -29,9 +29,9 @@ from scripts.classifier import ClassifierJob, Parts, build_classifier, choose_in
 from scripts.config import TrainConfig
 from scripts.heldout import FOLDER, mean_over_epochs, store_epoch
 from scripts.interrupts import Interrupts
+from scripts.messages import say
 from scripts.readers import DataSet, Sample
-from scripts.recipes import say
-from scripts.train import Progress, train_epoch
+from scripts.training import Progress, train_epoch
 
 Floats = NDArray[np.float64]
 _NEVER = 1e9

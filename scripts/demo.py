@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import shlex
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from models.errors import FocalserveError
+from scripts.cli import main as focalserve
 from scripts.clients import RemoteModel
 from scripts.flags import Flags
 from scripts.garments import Flip, read_flips, unpack
@@ -27,6 +29,7 @@ from scripts.splits import split_dataset
 
 MODEL = "garments"
 _CHUNK = 100
+_INTERRUPTED = 130
 _SHARES = (0.01, 0.05, 0.10)
 
 
@@ -90,15 +93,18 @@ def train(flags: DemoFlags, name: str, source: Path, alpha: str) -> None:
 
 
 def run_verb(*arguments: str) -> None:
-    """Shows a focalserve command and runs it.
+    """Shows a focalserve command and runs it, in this process: torch loads once, however many there are.
 
     Raises:
         FocalserveError: it failed.
+        KeyboardInterrupt: it was interrupted.
     """
     print(f"$ focalserve {shlex.join(arguments)}", file=sys.stderr, flush=True)
-    if subprocess.run(
-        [sys.executable, "-m", "scripts.cli", *arguments], stdout=subprocess.DEVNULL, check=False
-    ).returncode:
+    with redirect_stdout(io.StringIO()):
+        code = focalserve(arguments)
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
         raise FocalserveError(f"focalserve {arguments[0]} failed; its message stands above")
 
 

@@ -34,7 +34,8 @@ from scripts.box_validation import draw_validation, measure_classes, predict_val
 from scripts.config import RUN_FOLDER, TrainConfig
 from scripts.evaluate import Score
 from scripts.label_checks import fit_label_checks
-from scripts.recipes import build_optimizer, say
+from scripts.messages import say
+from scripts.recipes import build_optimizer
 from scripts.splits import split_boxes
 
 _SHOWN = 8

@@ -3,24 +3,11 @@
 import torch
 
 from models.errors import InvalidInput
-from scripts.box_readers import is_detection
 from scripts.classifier import ClassifierJob, Parts, build_classifier, read_classes
 from scripts.config import TrainConfig
 from scripts.detector import BoxParts, DetectorJob, build_detection, read_box_parts
 
 _OF_BOXES = ("ap", "ap50")
-
-
-def choose_task(config: TrainConfig) -> TrainConfig:
-    """The settings with detection as the task, and its defaults, where it is asked for or the data holds boxes.
-
-    Raises:
-        InvalidInput: there is nothing at the data's path.
-    """
-    found = config.task == "detection"
-    if config.task == "auto" and config.data is not None and not config.print_config:
-        found = is_detection(config.data)
-    return config.as_detection() if found else config
 
 
 def read_parts(config: TrainConfig) -> Parts | BoxParts:

@@ -1,14 +1,12 @@
 """What the loop of train.py needs of a kind of model, and what the kinds share."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models.errors import FocalserveError, InvalidInput
 from models.fit import Pixels
@@ -116,8 +114,3 @@ def build_optimizer(config: TrainConfig, parts: Sequence[tuple[nn.Module, float]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
-
-
-def say(text: str) -> None:
-    """A line for the person, on stderr; progress bars make room for it."""
-    tqdm.write(text, file=sys.stderr)

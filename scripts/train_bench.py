@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from models.errors import InvalidInput
 from models.nets.box_losses import collect_targets, detection_losses, find_matches
-from scripts.config import parse_config
+from scripts.config import choose_task, parse_config
 from scripts.detector import DetectorJob
 from scripts.flags import Flags
 from scripts.interrupts import Interrupts
 from scripts.items import embedded_items, merge_items
-from scripts.job import build_job, choose_task, read_parts
+from scripts.job import build_job, read_parts
 from scripts.scenes import SceneSpec, compose_scenes, write_scenes
-from scripts.train import Progress, train_epoch
+from scripts.training import Progress, train_epoch
 
 _AERIAL = ("--freeze", "2", "--anchor-ratios", "1", "--turn", "--multi-scale", "0.25")
 _NETS = {"small": (128, 16, ()), "mobilenet_v2": (256, 8, _AERIAL)}

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from models.errors import FocalserveError
+from scripts import demo
 from scripts.clients import open_bundle
-from scripts.demo import prepare_data
+from scripts.demo import prepare_data, run_verb
 from scripts.readers import read_dataset
 from scripts.score import score_dataset
 from tests.conftest import GARMENTS, noise, png
@@ -154,3 +156,12 @@ def test_the_demo_prepares_its_data_in_a_relative_folder_too(tmp_path: Path, mon
     data = prepare_data(Path("demo"))
     halves = [(data / name).read_text(encoding="utf-8").splitlines() for name in ("half-a.csv", "half-b.csv")]
     assert sum(len(rows) - 1 for rows in halves) == 5001
+
+
+@pytest.mark.parametrize(("code", "raised"), [(130, KeyboardInterrupt), (1, FocalserveError), (143, FocalserveError)])
+def test_the_demo_ends_with_a_training_that_does(
+    code: int, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "focalserve", lambda arguments: code)
+    with pytest.raises(raised):
+        run_verb("train", "data")

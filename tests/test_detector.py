@@ -16,13 +16,13 @@ from models.fit import locate
 from models.image import decode_image, load_input
 from models.nets.graphs import open_session
 from models.nets.norms import FrozenBatchNorm2d
-from scripts import train
+from scripts import train, training
 from scripts.box_data import BoxSample
 from scripts.checkpoint import load_checkpoint
-from scripts.config import TrainConfig, parse_config
+from scripts.config import TrainConfig, choose_task, parse_config
 from scripts.detector import BoxParts, DetectorJob, choose_anchors, place_boxes
 from scripts.interrupts import Interrupted, Interrupts
-from scripts.job import build_job, choose_task, read_parts
+from scripts.job import build_job, read_parts
 from scripts.label_checks import fit_label_checks
 from tests.by_heart import FAST, ByHeart, write_some
 from tests.conftest import noise, png
@@ -109,14 +109,14 @@ def test_a_training_stopped_within_an_epoch_resumes_to_the_bit(few: Path, tmp_pa
     flags = ["--epochs", "2", "--batch-size", "4", "--multi-scale", "0.2"]
     job = job_of(few, tmp_path / "whole", *flags)
     job.folder.mkdir(parents=True)
-    train.fit(job, train.Progress(), Interrupts())
+    training.fit(job, training.Progress(), Interrupts())
     stopped = job_of(few, tmp_path / "parts", *flags)
     stopped.folder.mkdir(parents=True)
     with pytest.raises(Interrupted):
-        train.fit(stopped, train.Progress(), StopAfter(2))
+        training.fit(stopped, training.Progress(), StopAfter(2))
     assert last(tmp_path / "parts")["progress"]["batch"] == 2
     again = job_of(few, tmp_path / "parts", *flags, "--resume")
-    train.fit(again, train.restore(again), Interrupts())
+    training.fit(again, training.restore(again), Interrupts())
     one, other = last(tmp_path / "whole")["model"], last(tmp_path / "parts")["model"]
     assert all(torch.equal(one[name], other[name]) for name in one)
 

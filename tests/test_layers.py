@@ -188,3 +188,14 @@ def test_importing_the_app_loads_nothing_of_training() -> None:
     loaded = {line.rsplit("|", 1)[1].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
     assert {"service.app", "models.card", "onnxruntime"} <= loaded
     assert sorted(name for name in loaded if is_training(name)) == []
+
+
+@pytest.mark.parametrize("verb", ["train", "audit"])
+def test_a_wrong_flag_of_a_verb_that_trains_is_told_without_loading_torch(verb: str) -> None:
+    found = python(f"""
+import sys
+from scripts.cli import main
+print(main([{verb!r}, "data", "--out", "out", "--wrong"]), "torch" in sys.modules)
+""")
+    assert found.stdout.split() == ["2", "False"], found.stderr
+    assert "--wrong" in found.stderr

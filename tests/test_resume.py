@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from scripts import train
+from scripts import train, training
 from scripts.checkpoint import load_checkpoint, locked
 from scripts.config import parse_config
 from scripts.interrupts import Interrupted, Interrupts
@@ -31,7 +31,7 @@ def fit(data: Path, out: Path, *flags: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     with locked(out / "run"):
         job = build_job(config, read_parts(config), torch.device("cpu"))
-        train.fit(job, train.restore(job), Interrupts())
+        training.fit(job, training.restore(job), Interrupts())
     return last(out)
 
 
@@ -130,7 +130,7 @@ def fit_until(data: Path, out: Path, steps: int) -> dict[str, Any]:
     config = parse_config([str(data), "--out", str(out), *FLAGS, "--resume"])
     job = build_job(config, read_parts(config), torch.device("cpu"))
     with pytest.raises(Interrupted):
-        train.fit(job, train.restore(job), StopAfter(steps))
+        training.fit(job, training.restore(job), StopAfter(steps))
     return last(out)
 
 
@@ -192,7 +192,7 @@ def test_restart_drops_an_unfinished_run(data: Path, tmp_path: Path, uninterrupt
 def test_ctrl_c_before_the_first_step_is_one_line_and_exit_code_130(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "read_parts", lambda config: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(training, "read_parts", lambda config: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)  # ignored where a shell put the tests into the background
     assert run_main(data, tmp_path / "m") == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("SIGINT: stopped")

@@ -17,7 +17,7 @@ from models.bundle import Bundle, read_bundle
 from models.image import load_input
 from models.nets.registry import NETS, build_net
 from models.tasks import TASKS
-from scripts import train
+from scripts import train, training
 from scripts.checkpoint import save_checkpoint
 from scripts.config import TrainConfig, parse_config
 from scripts.evaluate import Score
@@ -244,7 +244,7 @@ def test_the_help_names_every_net() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_learning_rate_rises_then_follows_its_schedule(schedule: str) -> None:
     config = parse_config(["d", "--out", "o", "--lr", "0.1", "--warmup", "0.2", "--schedule", schedule])
-    rates = [train.learning_rate(config, step, 100) for step in range(100)]
+    rates = [training.learning_rate(config, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1 / 20) and rates[19] == rates[20] == pytest.approx(0.1)
     assert all(before <= after for before, after in itertools.pairwise(rates[:21]))
     if schedule == "constant":
@@ -257,10 +257,10 @@ def test_the_latest_epoch_as_good_as_the_best_is_kept(folders: Path, tmp_path: P
     config = parse_config([str(folders), "--out", str(tmp_path / "m"), *FAST])
     job = build_job(config, read_parts(config), torch.device("cpu"))
     job.folder.mkdir(parents=True)
-    at = train.Progress()
+    at = training.Progress()
     kept = []
     for score in (0.5, 0.7, 0.66, 0.64, 0.6):
-        train.end_epoch(job, at, {"macro_f1": Score(score, 0.05), "nll": Score(1.0, 0.1)}, steps=7)
+        training.end_epoch(job, at, {"macro_f1": Score(score, 0.05), "nll": Score(1.0, 0.1)}, steps=7)
         kept.append(at.best_epoch)
     assert kept == [1, 2, 3, 3, 3]
     assert (at.best, at.stale, at.epoch) == (0.7, 3, 5)
@@ -269,9 +269,9 @@ def test_the_latest_epoch_as_good_as_the_best_is_kept(folders: Path, tmp_path: P
 
 def test_patience_ends_a_training_that_gets_no_better(folders: Path, tmp_path: Path) -> None:
     config = parse_config([str(folders), "--out", str(tmp_path / "m"), *FAST, "--epochs", "9", "--patience", "2"])
-    at = train.Progress(epoch=4, stale=2, best=0.5)
+    at = training.Progress(epoch=4, stale=2, best=0.5)
     job = build_job(config, read_parts(config), torch.device("cpu"))
-    train.fit(job, at, Interrupts())
+    training.fit(job, at, Interrupts())
     assert at.epoch == 4
     assert json.dumps(at.best) == "0.5" and math.isfinite(at.seconds)
 
