@@ -50,7 +50,8 @@ class Protocol(HttpToolsProtocol):
     app: Front
     _held: Handler | None = None
     """What will answer the request that is held."""
-    _body = b""
+    _parts: list[bytes]
+    _size = 0
 
     def data_received(self, data: bytes) -> None:
         """What was read; a request that is held and did not end with it goes uvicorn's way."""
@@ -65,7 +66,7 @@ class Protocol(HttpToolsProtocol):
             path = url.path.decode("ascii")
             self._held = self.app.handler(method, path)
             if self._held is not None:
-                self._body = b""
+                self._parts, self._size = [], 0
                 self.scope |= {"method": method, "path": path, "raw_path": url.path, "query_string": url.query or b""}
                 return
         super().on_headers_complete()
@@ -75,8 +76,9 @@ class Protocol(HttpToolsProtocol):
         if self._held is None:
             super().on_body(body)
             return
-        self._body = self._body + body if self._body else body
-        if len(self._body) > HIGH_WATER_LIMIT:
+        self._parts.append(body)
+        self._size += len(body)
+        if self._size > HIGH_WATER_LIMIT:
             self._let_go()
 
     def on_message_complete(self) -> None:
@@ -85,7 +87,7 @@ class Protocol(HttpToolsProtocol):
         if handler is None:
             super().on_message_complete()
             return
-        request = WholeRequest(self._body)
+        request = WholeRequest(b"".join(self._parts))
         self.cycle = request  # type: ignore[assignment]
         task = self.loop.create_task(self._answer(handler, self.scope, request))  # type: ignore[arg-type]
         self.tasks.add(task)
@@ -100,8 +102,8 @@ class Protocol(HttpToolsProtocol):
     def _let_go(self) -> None:
         self._held = None
         super().on_headers_complete()
-        if self._body:
-            super().on_body(self._body)
+        for part in self._parts:
+            super().on_body(part)
 
     async def _answer(self, handler: Handler, scope: Scope, request: WholeRequest) -> None:
         """Answers; a failure of the outermost layer itself ends the connection."""

@@ -184,6 +184,8 @@ async def test_chunks_and_long_bodies_and_expectations_are_served(tmp_path: Path
         chunked = HEAD.replace(b"Content-Length: %d" % len(IMAGE), b"Transfer-Encoding: chunked") + b"\r\n"
         await line.send(chunked + b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (IMAGE[:5], len(IMAGE) - 5, IMAGE[5:]))
         assert (await line.read()).status == 200
+        await line.send(chunked + b"".join(b"1\r\n%c\r\n" % byte for byte in IMAGE) + b"0\r\n\r\n")
+        assert (await line.read()).status == 200
         assert server.front.messages == 0
         document = b'{"inputs": [{"image": "%b"}]}' % (b"A" * 300_000)
         long = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
