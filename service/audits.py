@@ -14,7 +14,7 @@ from service.audit_kinds import KINDS, Judge
 from service.audit_records import FIRST_ERRORS, AuditRecord, Item, LineError, Ranked, State, detail_of
 from service.audit_spool import Part, parse_item, read_part
 from service.audit_store import AuditStore
-from service.batcher import Timed
+from service.batch import Timed
 from service.decoding import Encoded
 from service.detector import Wish
 from service.errors import Conflict, InvalidRequest, NotReady

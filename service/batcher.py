@@ -14,54 +14,12 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
+from service.batch import BatchObserver, Run, Timed, Waiting, never
 from service.errors import InferenceFailed, NotReady, Overloaded
-
-Run = Callable[[list[Any]], Sequence[Any]]
-"""A batch of items to as many results; a result that is an Exception fails its item alone."""
-
-
-class BatchObserver(Protocol):
-    """Who wants to know what the batcher does (metrics)."""
-
-    def batch(self, size: int, queued_seconds: list[float], run_seconds: float) -> None:
-        """A batch was run."""
-        ...
-
-    def dropped(self) -> None:
-        """An item was dropped since its caller had left."""
-        ...
-
-
-class Timed(NamedTuple):
-    """A result with where its time went.
-
-    Attributes:
-        result: what `run` answered for the item.
-        began: when its batch began, seconds of `time.perf_counter`.
-        queued: seconds until then.
-        ran: seconds that its batch took.
-    """
-
-    result: Any
-    began: float
-    queued: float
-    ran: float
-
-
-class _Waiting(NamedTuple):
-    item: Any
-    weight: int
-    answer: asyncio.Future[Timed]
-    since: float
-    gone: Callable[[], bool]
-
-
-def _never() -> bool:
-    return False
 
 
 class Batcher:
@@ -103,7 +61,7 @@ class Batcher:
         self._observer = observer
         self._weigh = weigh
         self._kind = kind
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._depth = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -145,7 +103,7 @@ class Batcher:
             await asyncio.sleep(0.005)
         await self.stop()
 
-    def submit(self, item: Any, gone: Callable[[], bool] = _never) -> asyncio.Future[Timed]:
+    def submit(self, item: Any, gone: Callable[[], bool] = never) -> asyncio.Future[Timed]:
         """The result of one item, to be awaited.
 
         Args:
@@ -160,12 +118,12 @@ class Batcher:
         self._check_room()
         answer: asyncio.Future[Timed] = asyncio.get_running_loop().create_future()
         weight = self._weigh(item)
-        self._queue.append(_Waiting(item, weight, answer, time.perf_counter(), gone))
+        self._queue.append(Waiting(item, weight, answer, time.perf_counter(), gone))
         self._depth += weight
         self._arrived.set()
         return answer
 
-    async def submit_later(self, item: Any, gone: Callable[[], bool] = _never) -> Timed:
+    async def submit_later(self, item: Any, gone: Callable[[], bool] = never) -> Timed:
         """The result of an item without hurry: it enters while less than half a batch waits, and is never refused.
 
         Raises:
@@ -177,7 +135,7 @@ class Batcher:
             await self._room.wait()
         return await self.submit(item, gone)
 
-    async def submit_all(self, items: Sequence[Any], gone: Callable[[], bool] = _never) -> list[Timed | Exception]:
+    async def submit_all(self, items: Sequence[Any], gone: Callable[[], bool] = never) -> list[Timed | Exception]:
         """As `submit_stream`, for items that are all there."""
         if len(items) != 1:
             return await self.submit_stream(_each(items), gone)
@@ -188,7 +146,7 @@ class Batcher:
             return [error]
 
     async def submit_stream(
-        self, items: AsyncGenerator[Any], gone: Callable[[], bool] = _never
+        self, items: AsyncGenerator[Any], gone: Callable[[], bool] = never
     ) -> list[Timed | Exception]:
         """The results of many items of one caller, each a result or its own error; they run while more of them come.
 
@@ -260,8 +218,8 @@ class Batcher:
         self._depth = 0
         self._room.set()
 
-    def _take(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _take(self) -> list[Waiting]:
+        batch: list[Waiting] = []
         total, kind = 0, None
         while self._queue:
             waiting = self._queue[0]
@@ -277,13 +235,13 @@ class Batcher:
         self._room.set()
         return batch
 
-    def _drop(self, waiting: _Waiting) -> None:
+    def _drop(self, waiting: Waiting) -> None:
         self._depth -= waiting.weight
         self._observer.dropped()
         if not waiting.answer.done():
             waiting.answer.set_exception(ClientDisconnect())
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
+    async def _answer(self, batch: list[Waiting]) -> None:
         start = time.perf_counter()
         self._idle = False
         try:
@@ -307,20 +265,20 @@ class Batcher:
             self._idle = True
             self._fail(batch, NotReady("the service is stopping"))
 
-    def _report(self, batch: list[_Waiting], results: Sequence[Any], queued: list[float], ran: float) -> None:
+    def _report(self, batch: list[Waiting], results: Sequence[Any], queued: list[float], ran: float) -> None:
         """Items that failed alone were not run."""
         done = [n for n, result in enumerate(results) if not isinstance(result, Exception)]
         if done:
             self._observer.batch(sum([batch[n].weight for n in done]), [queued[n] for n in done], ran)
 
-    def _work(self, batch: list[_Waiting]) -> Sequence[Any]:
+    def _work(self, batch: list[Waiting]) -> Sequence[Any]:
         results = self._run([waiting.item for waiting in batch])
         if len(results) != len(batch):
             raise InferenceFailed(f"the model answered {len(results)} rows for {len(batch)}")
         return results
 
     @staticmethod
-    def _fail(batch: Iterable[_Waiting], error: Exception) -> None:
+    def _fail(batch: Iterable[Waiting], error: Exception) -> None:
         for waiting in batch:
             if not waiting.answer.done():
                 waiting.answer.set_exception(error)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.card import ModelCard, describe_validation
-from service.batcher import Timed
+from service.batch import Timed
 from service.box_routes import wish_of
 from service.detector import RAW, Wish
 from service.errors import InvalidRequest

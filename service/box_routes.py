@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from models.card import ModelCard
 from models.task import Floats, ScoreOptions
-from service.batcher import Timed
+from service.batch import Timed
 from service.box_answers import GivenBoxes, box_loss_answer, box_options, read_given, score_picture
 from service.box_items import PICTURES_AT_ONCE, arrays_of, check_item
 from service.detector import RAW, Raw, Wish

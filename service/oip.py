@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from models.bundle import version_key
 from models.errors import BundleError, FocalserveError
 from service import loss_model
-from service.batcher import Timed
+from service.batch import Timed
 from service.bodies import parse_json
 from service.box_infer import run_detector
 from service.described import PROBABILITIES, loss_document, model_document, server_document, statistics_document
@@ -34,7 +34,7 @@ async def answer(state: ServiceState, call: Call) -> Reply:
     """Any request under /v2."""
     parts = call.path.split("/")[2:]
     match call.method, parts:
-        case "POST", ["models", name, "infer"] if name:
+        case "POST", ["models", name, "infer"] if name:  # first, since it is asked by far the most
             return await _model(state, call, name, None, ["infer"])
         case "GET", [] | [""]:
             return _route(call, "/v2", _json(server_document()))

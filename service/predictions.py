@@ -43,7 +43,9 @@ def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer 
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
     task = TASKS[card.task]
     wide = logits.astype(np.float64)
-    if math.isfinite(wide.sum()):  # doubles have room for any sum of finite floats
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        total = wide.sum()
+    if math.isfinite(total):  # doubles have room for any sum of finite floats
         batch = task.predict(wide, card)
         return [RowAnswer(row, batch, n) for n, row in enumerate(logits)]
     finite = np.asarray(np.isfinite(logits).all(axis=1))

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from models.card import ModelCard
 from models.errors import InvalidInput
-from service.batcher import Timed
+from service.batch import Timed
 from service.bodies import (
     check_json_size,
     check_lengths,

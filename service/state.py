@@ -12,7 +12,7 @@ from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
 from service.audit_store import AuditStore
 from service.audits import Audits
-from service.batcher import Timed
+from service.batch import Timed
 from service.catalog import Catalog
 from service.decoding import Decoded, Decoder, Encoded
 from service.detector import Wish

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from time import perf_counter
 
-from service.batcher import Timed
+from service.batch import Timed
 from service.exchange import Call, Reply
 from service.metrics import ModelObserver
 from service.served import Row

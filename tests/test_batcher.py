@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.batcher import Batcher, Timed
+from service.batch import Timed
+from service.batcher import Batcher
 from service.errors import InferenceFailed, NotReady, Overloaded
 
 Rows = list[float]

@@ -54,8 +54,10 @@ async def refused(http: httpx.AsyncClient, words: str, body: bytes | str, **head
         ("[" * 100_000, "JSON"),
         ('{"inputs": [' + "[" * 100 + "]" * 100 + "]}", "inputs.0"),
         ('{"inputs": [' + "9" * 5000 + "]}", ""),
+        ('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0.5, true, 2]}]}', "no FP32"),
+        ('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0.5, false, 2]}]}', "no FP32"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 async def test_what_is_no_request_is_refused(http: httpx.AsyncClient, body: bytes | str, words: str) -> None:
     await refused(http, words, body)

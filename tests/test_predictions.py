@@ -62,3 +62,10 @@ def test_an_image_that_failed_keeps_its_place() -> None:
     items = predict_items(card, [UndecodableImage("no picture"), *good], [None, None], 1)
     assert [item["index"] for item in items] == [0, 1]
     assert items[0]["error"]["detail"] == "no picture" and "label" in items[1]
+
+
+def test_infinities_of_both_signs_are_errors_of_their_own_rows() -> None:
+    logits = np.array([[np.inf, 0.0, 1.0], [0.0, 3.0, 1.0], [0.0, -np.inf, 1.0]], np.float32)
+    first, second, third = answer_rows(card_of("multiclass"), logits)
+    assert isinstance(first, InferenceFailed) and isinstance(third, InferenceFailed)
+    assert isinstance(second, RowAnswer) and second.best == 1
