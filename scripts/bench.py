@@ -24,7 +24,6 @@ from scripts.clients import choose_bundle
 from scripts.demo import free_port, wait_ready
 from scripts.flags import Flags
 from scripts.limits import (
-    Bundled,
     alone,
     answer_json,
     answering_tensors,
@@ -40,7 +39,9 @@ from scripts.limits import (
 )
 from scripts.load import Load, labelled_form, loss_body, run_load, seconds_of_one
 from service.detector import DetectorEngine
-from service.model_folder import open_engine
+from service.engine import Engine
+from service.model_folder import open_pair
+from service.served import Bundled
 from service.settings import load_settings, usable_cores
 
 _LOSS_ROWS, _LOSS_CLASSES, _LOSS_IMAGES = 100_000, 100, 1_000
@@ -75,6 +76,7 @@ class Bench:
     Attributes:
         flags: as asked for.
         engine: here.
+        narrow: the same on one thread, to be run side by side.
         body: the encoded image that is sent.
         service: the other process.
         port: it listens on.
@@ -82,6 +84,7 @@ class Bench:
 
     flags: BenchFlags
     engine: Bundled
+    narrow: Bundled
     body: bytes
     service: "subprocess.Popen[bytes]"
     port: int
@@ -107,14 +110,14 @@ def main(argv: Sequence[str]) -> int:
     folder = choose_bundle(flags.bundle, None)
     body = flags.image.read_bytes() if flags.image else made_up_jpeg(flags.size)
     settings = load_settings([])
-    engine = open_engine(folder, settings.device, settings.threads)
+    engine, narrow = open_pair(folder, settings.device, settings.threads)
     load_input(body, engine.card.input)
     print(f"{engine.card.name} version {engine.card.version} on {engine.device}, {usable_cores()} cores")
     print(f"image of {len(body)} bytes to {engine.card.input.width} x {engine.card.input.height}")
     if flags.stages:
         print_stages(engine, body)
     with served(folder) as (process, port):
-        bench = Bench(flags, engine, body, process, port)
+        bench = Bench(flags, engine, narrow or engine, body, process, port)
         rounds = [[row for work in flags.work for row in WORK[work](bench)] for _ in range(flags.rounds)]
     print_rows([median_row(rows) for rows in zip(*rounds, strict=True)])
     return 0
@@ -125,7 +128,7 @@ def image_rows(bench: Bench) -> Iterator[Row]:
     work = predicting(bench.engine)
     one = alone(bench.spec, work, bench.body)
     yield Row("one image in process", 1.0 / one, None, one * 1e3)
-    most = limit(bench.spec, work, bench.body, bench.flags.seconds)
+    most = limit(bench.spec, work, predicting(bench.narrow), bench.body, bench.flags.seconds)
     yield Row("image: limit", most)
     yield from service_rows(
         bench, "image", bench.load("/predict", {"Content-Type": bench.image_type}, bench.body), most
@@ -135,7 +138,8 @@ def image_rows(bench: Bench) -> Iterator[Row]:
 def tensor_rows(bench: Bench, kind: str) -> Iterator[Row]:
     """Decoded images to the Open Inference Protocol."""
     body, headers = tensor_bodies(load_input(bench.body, bench.spec).pixels)[kind]
-    most = tensor_limit(bench.spec, answering_tensors(bench.engine), kind, body, headers, bench.flags.seconds)
+    works = answering_tensors(bench.engine), answering_tensors(bench.narrow)
+    most = tensor_limit(bench.spec, *works, kind, body, headers, bench.flags.seconds)
     yield Row(f"{kind} tensor: limit", most)
     path = f"/v2/models/{bench.engine.card.name}/infer"
     yield from service_rows(bench, f"{kind} tensor", bench.load(path, headers, body), most)
@@ -173,12 +177,13 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
         bench, "the same, service", bench.load("/v2/models/focal_loss/infer", headers, body), _LOSS_ROWS, most
     )
     label, seconds = bench.engine.card.labels[0], bench.flags.seconds
-    if isinstance(bench.engine, DetectorEngine):
+    engine, narrow = bench.engine, bench.narrow
+    if isinstance(engine, Engine) and isinstance(narrow, Engine):
+        count, most = _LOSS_IMAGES, scoring_limit(engine, narrow, label, bench.body, seconds)
+    elif isinstance(engine, DetectorEngine) and isinstance(narrow, DetectorEngine):
         boxes = made_up_boxes(*load_input(bench.body, bench.spec).size, label)
-        label, count, work = json.dumps(boxes), _LOSS_PICTURES, scoring_boxes(bench.engine, boxes)
-        most = limit(bench.spec, work, bench.body, seconds)
-    else:
-        count, most = _LOSS_IMAGES, scoring_limit(bench.engine, label, bench.body, seconds)
+        label, count = json.dumps(boxes), _LOSS_PICTURES
+        most = limit(bench.spec, scoring_boxes(engine, boxes), scoring_boxes(narrow, boxes), bench.body, seconds)
     yield Row("images to score: limit", most)
     form, headers = labelled_form(bench.body, bench.image_type, label, count)
     yield one_request(bench, f"loss of {count:,} images", bench.load("/loss", headers, form), count, most)

@@ -22,9 +22,9 @@ from service.engine import Engine
 from service.predictions import answer_rows, predict_items
 from service.schemas import LossOptions
 from service.scoring import Given, score_labels
+from service.served import Bundled
 from service.settings import usable_cores
 
-Bundled = Engine | DetectorEngine
 Work = Callable[[Sequence[Fitted]], object]
 _BATCHES = (1, 8, 32)
 
@@ -83,20 +83,27 @@ def alone(spec: ImageInput, work: Work, body: bytes) -> float:
     return median_seconds(lambda: work([load_input(body, spec)]), 30)
 
 
-def limit(spec: ImageInput, work: Work, body: bytes, seconds: float) -> float:
+def limit(spec: ImageInput, work: Work, narrow: Work, body: bytes, seconds: float) -> float:
     """Images per second of the same stages in process, no HTTP.
 
     The best batch of the best way: one thread that does stage after stage, all threads with batches of their own, or
     batches of one thread that the others decode ahead.
+
+    Args:
+        spec: of the input.
+        work: what is done with decoded pictures, on all cores where the model uses them.
+        narrow: the same on one, where threads have batches of their own.
+        body: the encoded image.
+        seconds: for all.
     """
     span = seconds / 3 / len(_BATCHES)
 
-    def own(size: int) -> object:
+    def own(work: Work, size: int) -> object:
         return work([load_input(body, spec) for _ in range(size)])
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        alone = [rate(partial(own, size), span) * size for size in _BATCHES]
-        beside = [_rate_of_all(pool, partial(own, size), span) * size for size in _BATCHES]
+        alone = [rate(partial(own, work, size), span) * size for size in _BATCHES]
+        beside = [_rate_of_all(pool, partial(own, narrow, size), span) * size for size in _BATCHES]
         ahead = [_rate_ahead(pool, partial(load_input, body, spec), work, size, span) for size in _BATCHES]
     return max(*alone, *beside, *ahead)
 
@@ -120,7 +127,7 @@ def _rate_ahead(
     return done / (time.perf_counter() - start)
 
 
-def scoring_limit(engine: Engine, label: str, body: bytes, seconds: float) -> float:
+def scoring_limit(engine: Engine, narrow: Engine, label: str, body: bytes, seconds: float) -> float:
     """Labelled images per second of /loss in process, no HTTP: decode, run, score, JSON of the whole answer.
 
     Each thread decodes and runs batches of its own; the best of one thread and of all, and of the batches.
@@ -128,17 +135,18 @@ def scoring_limit(engine: Engine, label: str, body: bytes, seconds: float) -> fl
     asked = LossOptions.model_validate({})
     counts = sorted({1, usable_cores()})
 
-    def rows(size: int) -> Sequence[NDArray[np.float32]]:
+    def rows(engine: Engine, size: int) -> Sequence[NDArray[np.float32]]:
         return run_batch(engine, [load_input(body, engine.card.input) for _ in range(size)])
 
     best = 0.0
     for threads, size in product(counts, _BATCHES):
         with ThreadPoolExecutor(threads) as pool:
             spread = map if threads == 1 else pool.map
+            run = partial(rows, engine if threads == 1 else narrow)
             start = time.perf_counter()
             given: list[Given] = []
             while time.perf_counter() - start < seconds / len(counts) / len(_BATCHES):
-                given += [Given(row, label, "x") for part in spread(rows, [size] * threads) for row in part]
+                given += [Given(row, label, "x") for part in spread(run, [size] * threads) for row in part]
             to_json(score_labels(engine.card, given, asked), inf_nan_mode="null")
             best = max(best, len(given) / (time.perf_counter() - start))
     return best
@@ -154,9 +162,9 @@ def tensor_bodies(pixels: NDArray[np.uint8]) -> dict[str, tuple[bytes, dict[str,
 
 
 def tensor_limit(
-    spec: ImageInput, work: Work, kind: str, body: bytes, headers: dict[str, str], seconds: float
-) -> float:  # fmt: skip
-    """Tensors per second in process: parse, work in the best batch."""
+    spec: ImageInput, work: Work, narrow: Work, kind: str, body: bytes, headers: dict[str, str], seconds: float
+) -> float:
+    """Tensors per second in process, parse and work, as `limit`: in one thread, or all with batches of their own."""
     start = int(headers.get("Inference-Header-Content-Length", 0))
 
     def parse() -> Fitted:
@@ -166,10 +174,14 @@ def tensor_limit(
         pixels = np.asarray(values, np.uint8).reshape(spec.height, spec.width, 3)
         return Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (spec.width, spec.height))
 
-    def batch(size: int) -> object:
+    def own(work: Work, size: int) -> object:
         return work([parse() for _ in range(size)])
 
-    return max(rate(partial(batch, size), seconds / len(_BATCHES)) * size for size in _BATCHES)
+    span = seconds / 2 / len(_BATCHES)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        alone = [rate(partial(own, work, size), span) * size for size in _BATCHES]
+        beside = [_rate_of_all(pool, partial(own, narrow, size), span) * size for size in _BATCHES]
+    return max(*alone, *beside)
 
 
 def _arrays(found: Found) -> tuple[Any, Any, Any]:

@@ -2,10 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 Run = Callable[[list[Any]], Sequence[Any]]
 """A batch of items to as many results; a result that is an Exception fails its item alone."""
+
+THREADED = object()
+"""The kind of items that take too long for the event loop, however light they are."""
 
 
 class BatchObserver(Protocol):
@@ -36,6 +40,21 @@ class Timed(NamedTuple):
     ran: float
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A way to run several batches side by side.
+
+    Attributes:
+        run: called in as many threads at a time.
+        count: runs at a time, at most.
+        max_batch: weight of one of them at most.
+    """
+
+    run: Run
+    count: int
+    max_batch: int
+
+
 class Waiting(NamedTuple):
     """An item in the queue.
 
@@ -52,6 +71,11 @@ class Waiting(NamedTuple):
     answer: asyncio.Future[Timed]
     since: float
     gone: Callable[[], bool]
+
+
+def all_of_it(weight: int, result: Any) -> int:
+    """Of items that are run as a whole: their weight."""
+    return weight
 
 
 def never() -> bool:

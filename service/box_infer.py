@@ -14,8 +14,10 @@ from service.detector import RAW, Wish
 from service.errors import InvalidRequest
 from service.exchange import Call
 from service.infer import InferRequest, check_inputs, pictures_of
+from service.items import Look
+from service.many import submit_all
 from service.schemas import PredictOptions
-from service.served import Look, Served
+from service.served import Served
 from service.state import ServiceState
 
 _RAW = ("cls_logits", "box_deltas")
@@ -65,7 +67,7 @@ async def _run(
         return await state.run(served, card, pictures_of(tensor, request.as_json), call, wish)
     check_inputs(request.inputs, served.runtime.inputs)
     looks: Sequence[Look] = [Look(image, wish) for image in request.inputs["image"]]
-    return await served.batcher.submit_all(looks, lambda: call.gone)
+    return await submit_all(served.batcher, looks, lambda: call.gone)
 
 
 def _options(parameters: dict[str, Any]) -> PredictOptions:

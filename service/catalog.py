@@ -106,7 +106,7 @@ class Catalog:
             self._retire(before)
         for served in entry.versions.values():
             self._metrics.info.labels(served.name, served.version, served.device.provider).set(1)
-            log.info("model %s version %s on %s", served.name, served.version, served.device)
+            log.info("model %s version %s on %s, %s", served.name, served.version, served.device, served.how)
 
     async def unload(self, name: str) -> None:
         """Takes a model out; what it has accepted is still answered.

@@ -17,7 +17,7 @@ from service.schemas import decode_base64
 
 Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
-_PART_IMAGES, _PART_BYTES = 16, 64 * 1024
+_PART_IMAGES, _SMALL_BYTES = 16, 4096
 _PARTS_AHEAD = 8
 
 
@@ -67,7 +67,7 @@ class Decoder:
         self, images: Sequence[Encoded], card: ModelCard, observer: ModelObserver
     ) -> AsyncGenerator[Decoded | Exception]:
         """Many pictures in their order, decoded a little ahead of whoever takes them."""
-        parts = _parts(images)
+        parts = parts_of(images, _PART_IMAGES)
         pending: deque[asyncio.Future[list[Decoded | Exception]]] = deque()
         try:
             while True:
@@ -89,15 +89,16 @@ class Decoder:
 
     def _decode(self, images: Sequence[Encoded], card: ModelCard) -> "asyncio.Future[list[Decoded | Exception]]":
         threads = self._small if len(images) == _PART_IMAGES else self._threads
-        return asyncio.get_running_loop().run_in_executor(threads, _decode_all, images, card, self._limits)
+        return asyncio.get_running_loop().run_in_executor(threads, decode_all, images, card, self._limits)
 
 
-def _parts(images: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Small pictures by up to 16, since handing one to a thread costs as much as decoding it; large ones alone."""
+def parts_of(images: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
+    """Small pictures by up to `most`, since handing one to a thread costs as much as decoding it; large ones alone."""
+    room = most * _SMALL_BYTES
     part: list[Encoded] = []
     size = 0
     for image in images:
-        if part and (size + len(image) > _PART_BYTES or len(part) == _PART_IMAGES):
+        if part and (size + len(image) > room or len(part) == most):
             yield part
             part, size = [], 0
         part.append(image)
@@ -106,7 +107,8 @@ def _parts(images: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         yield part
 
 
-def _decode_all(images: Sequence[Encoded], card: ModelCard, limits: ImageLimits) -> list[Decoded | Exception]:
+def decode_all(images: Sequence[Encoded], card: ModelCard, limits: ImageLimits) -> list[Decoded | Exception]:
+    """Pictures in their order, in this thread; what is wrong with one is its result."""
     return [_decode(image, card, limits) for image in images]
 
 

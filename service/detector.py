@@ -1,6 +1,6 @@
 """A detector's checked bundle in a session, and what it says of one picture. Usable without HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from models.bundle import Bundle
 from models.class_logits import ClassLogits, HostLogits
 from models.detect import Detection, Detections, Geometry, detector_of
 from models.fit import Fitted
-from service.engine import BundleEngine, check_golden, check_outputs, time_blank
+from service.engine import BundleEngine, check_golden, check_outputs
 from service.errors import InferenceFailed
 from service.loss_graph import DeviceLogits, LossGraph
 from service.runtime import CUDA, Device
@@ -117,9 +117,10 @@ class DetectorEngine(BundleEngine):
             for n, place in enumerate(places)
         ]
 
-    def seconds(self, size: int) -> float:
-        """How long a blank batch of that size takes; the best of three runs."""
-        return time_blank(self.card, lambda images: self.runtime.run(_feeds(images, self.usual), _FOUND), size)
+    def blank(self, size: int) -> Callable[[], object]:
+        """The run of a blank batch of that size."""
+        feeds = _feeds(self._blank_images(size), self.usual)
+        return lambda: self.runtime.run(feeds, _FOUND)
 
     def _raw(self, images: NDArray[np.uint8]) -> tuple[Sequence[ClassLogits], NDArray[np.float32]]:
         """The logits of each image, and the deltas (N, A, 4)."""

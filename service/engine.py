@@ -43,8 +43,15 @@ class BundleEngine(ABC):
         check_card(self.runtime, self.card)
 
     @abstractmethod
+    def blank(self, size: int) -> Callable[[], object]:
+        """The run of a blank batch of that size."""
+
     def seconds(self, size: int) -> float:
         """How long a blank batch of that size takes; the best of three runs."""
+        return best_seconds(self.blank(size))
+
+    def _blank_images(self, size: int) -> NDArray[np.uint8]:
+        return np.zeros((size, self.card.input.height, self.card.input.width, 3), np.uint8)
 
 
 class Engine(BundleEngine):
@@ -67,9 +74,10 @@ class Engine(BundleEngine):
             raise InferenceFailed(f"the model answered {logits.shape} for {len(images)} images")
         return np.asarray(logits, np.float32)
 
-    def seconds(self, size: int) -> float:
-        """How long a blank batch of that size takes; the best of three runs."""
-        return time_blank(self.card, self.run, size)
+    def blank(self, size: int) -> Callable[[], object]:
+        """The run of a blank batch of that size."""
+        images = self._blank_images(size)
+        return lambda: self.run(images)
 
 
 def quick_rows(runtime: Runtime, most: int) -> int:
@@ -97,12 +105,6 @@ def quick_rows(runtime: Runtime, most: int) -> int:
         return batch_size(seconds, most if runtime.batchable else 1, quick=True)
     except InferenceFailed:
         return 0
-
-
-def time_blank(card: ModelCard, run: Callable[[NDArray[np.uint8]], object], size: int) -> float:
-    """Seconds of a blank batch; the best of three runs."""
-    images = np.zeros((size, card.input.height, card.input.width, 3), np.uint8)
-    return best_seconds(lambda: run(images))
 
 
 def check_card(runtime: Runtime, card: ModelCard) -> None:

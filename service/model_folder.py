@@ -5,16 +5,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from models.bundle import CARD_FILE, GRAPH_FILE, read_bundle
+from models.bundle import CARD_FILE, GRAPH_FILE, Bundle, read_bundle
 from models.card import relative_name
 from models.errors import BundleError
 from service.detector import DetectorEngine
 from service.engine import Engine, quick_rows
 from service.metrics import Metrics
 from service.runtime import CPU, Device, Runtime
-from service.served import Served, serve_bundle, serve_graph
+from service.served import Bundled, Lanes, Served, serve_bundle, serve_graph
 from service.settings import Settings, usable_cores
-from service.warm_up import batch_size
+from service.warm_up import batch_size, pays_beside, seconds_beside
 
 LABELS_FILE = "labels.json"
 Build = Callable[[Settings, Metrics], Served]
@@ -23,9 +23,10 @@ Build = Callable[[Settings, Metrics], Served]
 def prepare(path: Path, settings: Settings) -> Build:
     """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
     if (path / CARD_FILE).exists():
-        engine = open_engine(path, settings.device, settings.threads)
+        engine, narrow = open_pair(path, settings.device, settings.threads)
         batch = batch_size(engine.seconds, settings.max_batch, engine.quick)
-        return lambda settings, metrics: serve_bundle(engine, batch, settings, metrics)
+        lanes = None if narrow is None else _lanes(engine, batch, narrow, settings)
+        return lambda settings, metrics: serve_bundle(engine, batch, lanes, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
         runtime, inline = open_graph(file.read_bytes(), settings.device, settings.threads, settings.max_batch)
@@ -35,27 +36,61 @@ def prepare(path: Path, settings: Settings) -> Build:
     return lambda settings, metrics: serve_graph(name, version, runtime, inline, settings, metrics)
 
 
-def open_engine(folder: Path, device: Device, threads: int) -> Engine | DetectorEngine:
+def _lanes(engine: Bundled, batch: int, narrow: Bundled, settings: Settings) -> Lanes | None:
+    """Runs side by side, where they are asked for or pay."""
+    count = settings.runs or settings.threads or usable_cores()
+    if count == 1:
+        return None
+    seconds = seconds_beside(narrow.blank, count)
+    own = batch_size(seconds, batch, quick=False)
+    if settings.runs == 0 and not pays_beside(engine.seconds(batch) / batch, seconds(own) / own):
+        return None
+    return Lanes(narrow, count, own)
+
+
+def open_engine(folder: Path, device: Device, threads: int) -> Bundled:
     """A checked bundle's engine.
 
     Args:
         folder: of the bundle.
         device: auto, cpu or cuda.
-        threads: on the CPU; 0: as many as there are cores, but one for a net that is quick on one, since waking others
-            costs more.
+        threads: on the CPU.
 
     Raises:
         BundleError: it must not be used.
         DeviceUnavailable: cuda was asked for and is not to be had.
     """
     bundle = read_bundle(folder)
-    if bundle.card.detector is not None:
-        return DetectorEngine(bundle, device, threads or usable_cores())
-    if threads == 0:
-        engine = Engine(bundle, device, 1)
-        if engine.quick or engine.device.provider != CPU or usable_cores() == 1:
-            return engine
-    return Engine(bundle, device, threads or usable_cores())
+    return _kind(bundle)(bundle, device, threads)
+
+
+def open_pair(folder: Path, device: Device, threads: int) -> tuple[Bundled, Bundled | None]:
+    """A checked bundle's engine, and one on a single thread, to be run side by side.
+
+    Args:
+        folder: of the bundle.
+        device: auto, cpu or cuda.
+        threads: of the first, on the CPU; 0: as many as there are cores, but one for a net that is quick on one, since
+            waking others costs more.
+
+    Returns:
+        The two, which are the same where one thread is all; no second one of a net that is quick, or on CUDA.
+
+    Raises:
+        BundleError: it must not be used.
+        DeviceUnavailable: cuda was asked for and is not to be had.
+    """
+    bundle = read_bundle(folder)
+    kind = _kind(bundle)
+    narrow = kind(bundle, device, 1)
+    if narrow.device.provider != CPU or (narrow.quick and threads < 2):
+        return narrow, None
+    wide = threads or usable_cores()
+    return (narrow if wide == 1 else kind(bundle, device, wide)), narrow
+
+
+def _kind(bundle: Bundle) -> type[Engine] | type[DetectorEngine]:
+    return Engine if bundle.card.detector is None else DetectorEngine
 
 
 def open_graph(graph: bytes, device: Device, threads: int, max_batch: int) -> tuple[Runtime, int]:
@@ -64,7 +99,7 @@ def open_graph(graph: bytes, device: Device, threads: int, max_batch: int) -> tu
     Args:
         graph: the file.
         device: auto, cpu or cuda.
-        threads: as in `open_engine`.
+        threads: as in `open_pair`.
         max_batch: rows in one run at most.
 
     Raises:

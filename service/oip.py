@@ -19,7 +19,9 @@ from service.described import PROBABILITIES, loss_document, model_document, serv
 from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotOffered
 from service.exchange import Buffer, Call, Reply
 from service.infer import LENGTH_HEADER, InferRequest, check_inputs, pictures_of, read_request, write_reply
-from service.served import Block, Served
+from service.items import Block
+from service.many import submit_all
+from service.served import Served
 from service.state import ServiceState
 from service.tensors import as_text
 from service.timing import tell
@@ -149,7 +151,7 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
         results = await state.run(served, card, pictures_of(tensor, request.as_json), call)
     else:
         check_inputs(request.inputs, served.runtime.inputs)
-        results = await served.batcher.submit_all(list(request.inputs["image"]), lambda: call.gone)
+        results = await submit_all(served.batcher, list(request.inputs["image"]), lambda: call.gone)
     timed = _all_good(results)
     for one in timed:
         served.observer.predicted(card.labels[one.result.answer.best])

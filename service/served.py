@@ -1,76 +1,44 @@
 """What answers under one name and version: a session with its batcher, and the card where there is one."""
 
-import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Generic, NamedTuple, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from models.card import ModelCard
-from models.fit import Fitted, Pixels
+from models.fit import Fitted
+from service.batch import Beside, Run
 from service.batcher import Batcher
-from service.decoding import Decoded
-from service.detector import DetectorEngine, Found, Raw, Wish
+from service.detector import DetectorEngine
 from service.engine import Engine
+from service.items import Block, Look, Part, kind_of, ran, run_blocks, run_part, run_pictures, stack, weigh
 from service.metrics import Metrics, ModelObserver
 from service.predictions import RowAnswer, answer_rows
 from service.runtime import DeviceReport, Runtime
-from service.settings import Settings
+from service.settings import Settings, usable_cores
 
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Rows of tensors that one request sent, to be run as they are.
-
-    Attributes:
-        arrays: one per input of the model, in its order; first axis = rows.
-        rows: how many.
-    """
-
-    arrays: tuple[NDArray[Any], ...]
-    rows: int
+Bundled = Engine | DetectorEngine
+"""What a bundle is opened as."""
+_QUICK_PART, _QUICK_THREADS = 64, 2
+"""Pictures of a part of a quick net, and parts at a time: more threads would only wait for the interpreter."""
 
 
-Picture = Decoded | Pixels
-"""What a classifier's batcher takes: a picture that was decoded, here or by the client."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a detector's batcher takes.
+@dataclass(frozen=True)
+class Lanes:
+    """Runs of a bundle side by side.
 
     Attributes:
-        picture: decoded.
-        wish: what is wanted of it.
+        engine: of the bundle, on one thread.
+        count: runs at a time.
+        max_batch: images in one of them at most.
     """
 
-    picture: Picture
-    wish: Wish
-
-
-Item = Picture | Look | Block
-
-
-class Row(NamedTuple, Generic[Answer]):
-    """What a bundle's batch says of one picture.
-
-    Attributes:
-        answer: of the model: `RowAnswer` of a classifier, `Found` or `Raw` of a detector.
-        decoded: seconds that decoding the picture took; 0 where pixels came.
-        inferred: seconds that the run of its batch took.
-    """
-
-    answer: Answer
-    decoded: float
-    inferred: float
+    engine: Bundled
+    count: int
+    max_batch: int
 
 
 @dataclass(frozen=True)
@@ -82,9 +50,12 @@ class Served:
         version: of the model.
         runtime: its session.
         card: None for a graph that was not exported here.
-        batcher: takes a `Picture` (a classifier) or a `Look` (a detector) and answers a `Row`, or takes a `Block`.
-        executor: the batcher's one thread.
+        batcher: takes what `service.items` describes and answers a `Row`, of a `Part` a list of rows, of a `Block` a
+            tuple of arrays.
+        executor: the batcher's threads.
         observer: its metrics.
+        part: how many pictures of a request its threads decode and run in one go; 0: they take decoded ones alone.
+        how: batches and runs at a time, in words.
     """
 
     name: str
@@ -94,6 +65,9 @@ class Served:
     batcher: Batcher
     executor: ThreadPoolExecutor
     observer: ModelObserver
+    part: int
+
+    how: str
 
     @property
     def device(self) -> DeviceReport:
@@ -101,34 +75,50 @@ class Served:
         return self.runtime.device
 
     def shutdown(self, wait: bool) -> None:
-        """Ends the batcher's thread."""
+        """Ends the batcher's threads."""
         self.executor.shutdown(wait=wait)
 
 
-def serve_bundle(engine: Engine | DetectorEngine, max_batch: int, settings: Settings, metrics: Metrics) -> Served:
-    """A bundle's model in batches of at most `max_batch` images; needs a running event loop."""
+def serve_bundle(
+    engine: Bundled, max_batch: int, lanes: Lanes | None, settings: Settings, metrics: Metrics
+) -> Served:  # fmt: skip
+    """A bundle's model; needs a running event loop.
+
+    Args:
+        engine: of the bundle.
+        max_batch: images in one run of it at most.
+        lanes: another way to run it, several runs at a time.
+        settings: of the service.
+        metrics: of the service.
+    """
     card = engine.card
     observer = metrics.observer(card.name, card.version)
 
-    def classify(engine: Engine, items: list[Picture]) -> Sequence[Row[RowAnswer] | Exception]:
-        return _run_pictures(items, observer, lambda fitted: answer_rows(card, engine.run(_stack(fitted))))
+    def classify(engine: Engine, items: list[Any]) -> Sequence[Any]:
+        def infer(fitted: list[Fitted]) -> list[RowAnswer | Exception]:
+            return answer_rows(card, engine.run(stack(fitted)))
 
-    def detect(engine: DetectorEngine, items: list[Look]) -> Sequence[Row[Raw | Found] | Exception]:
+        if isinstance(items[0], Part):
+            return [run_part(part, card, observer, infer) for part in items]
+        return run_pictures(items, observer, infer)
+
+    def detect(engine: DetectorEngine, items: list[Look]) -> Sequence[Any]:
         pictures = [item.picture for item in items]
-        return _run_pictures(pictures, observer, lambda fitted: engine.run(fitted, items[0].wish))
+        return run_pictures(pictures, observer, lambda fitted: engine.run(fitted, items[0].wish))
 
-    run = partial(detect, engine) if isinstance(engine, DetectorEngine) else partial(classify, engine)
-    return _start(
-        card.name,
-        card.version,
-        engine.runtime,
-        card,
-        run,
-        max_batch,
-        max_batch if engine.quick else 0,
-        settings,
-        observer,
-    )
+    def run_of(engine: Bundled) -> Run:
+        return partial(detect, engine) if isinstance(engine, DetectorEngine) else partial(classify, engine)
+
+    run = run_of(engine)
+    if engine.quick:
+        beside = Beside(run, min(_QUICK_THREADS, usable_cores()), _QUICK_PART)
+        ways = _Ways(run, max_batch, max_batch, beside, _QUICK_PART)
+    elif lanes is not None:
+        beside = Beside(run_of(lanes.engine), lanes.count, lanes.max_batch)
+        ways = _Ways(run, max_batch, 0, beside)
+    else:
+        ways = _Ways(run, max_batch, 0)
+    return _start(card.name, card.version, engine.runtime, card, ways, settings, observer)
 
 
 def serve_graph(name: str, version: str, runtime: Runtime, inline: int, settings: Settings, metrics: Metrics) -> Served:
@@ -138,11 +128,27 @@ def serve_graph(name: str, version: str, runtime: Runtime, inline: int, settings
 
     def run(items: list[Block]) -> Sequence[Any]:
         start = perf_counter()
-        found = _run_blocks(runtime, items)
+        found = run_blocks(runtime, items)
         observer.inferred(perf_counter() - start)
         return found
 
-    return _start(name, version, runtime, None, run, max_batch, inline, settings, observer)
+    return _start(name, version, runtime, None, _Ways(run, max_batch, inline), settings, observer)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How a model runs, as `Batcher` and `Served` have it."""
+
+    run: Run
+    max_batch: int
+    inline: int
+    beside: Beside | None = None
+    part: int = 0
+
+    def __str__(self) -> str:
+        where = " in the event loop" if self.inline else ""
+        several = f", or {self.beside.count} runs of {self.beside.max_batch} side by side" if self.beside else ""
+        return f"batches of {self.max_batch}{where}{several}"
 
 
 def _start(
@@ -150,27 +156,28 @@ def _start(
     version: str,
     runtime: Runtime,
     card: ModelCard | None,
-    run: Any,
-    max_batch: int,
-    inline: int,
+    ways: _Ways,
     settings: Settings,
     observer: ModelObserver,
 ) -> Served:
-    executor = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{name}")
+    count = 1 if ways.beside is None else ways.beside.count
+    executor = ThreadPoolExecutor(count, thread_name_prefix=f"infer-{name}")
     batcher = Batcher(
-        run,
+        ways.run,
         executor,
-        inline=inline,
-        max_batch=max_batch,
+        inline=ways.inline,
+        beside=ways.beside,
+        max_batch=ways.max_batch,
         max_wait=settings.max_wait_ms / 1e3,
         capacity=settings.queue_size,
         observer=observer,
-        weigh=_weigh,
-        kind=_kind,
+        weigh=weigh,
+        kind=kind_of,
+        ran=ran,
     )
     batcher.start()
     observer.watch(_depth_of(batcher))
-    return Served(name, version, runtime, card, batcher, executor, observer)
+    return Served(name, version, runtime, card, batcher, executor, observer, ways.part, str(ways))
 
 
 def _depth_of(batcher: Batcher) -> Callable[[], int]:
@@ -182,54 +189,3 @@ def _depth_of(batcher: Batcher) -> Callable[[], int]:
         return 0 if there is None else there.depth
 
     return depth
-
-
-def _weigh(item: Item) -> int:
-    return item.rows if isinstance(item, Block) else 1
-
-
-def _kind(item: Item) -> Any:
-    if isinstance(item, Look):
-        return item.wish
-    return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
-
-
-def _run_pictures(
-    items: Sequence[Picture], observer: ModelObserver, infer: Callable[[list[Fitted]], Sequence[Answer | Exception]]
-) -> Sequence[Row[Answer] | Exception]:
-    """Pictures to a row or an error each."""
-    decoded = [_as_they_are(item) if isinstance(item, np.ndarray) else item for item in items]
-    start = perf_counter()
-    answers = infer([one.fitted for one in decoded])
-    inferred = perf_counter() - start
-    observer.inferred(inferred)
-    return [
-        answer if isinstance(answer, Exception) else Row(answer, one.seconds, inferred)
-        for answer, one in zip(answers, decoded, strict=True)
-    ]
-
-
-def _stack(pictures: Sequence[Fitted]) -> Pixels:
-    return pictures[0].pixels[None] if len(pictures) == 1 else np.stack([one.pixels for one in pictures])
-
-
-def _as_they_are(pixels: Pixels) -> Decoded:
-    return Decoded(Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (pixels.shape[1], pixels.shape[0])), 0.0)
-
-
-def _run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
-    """Blocks of one kind to the outputs of each, a tuple of arrays in the graph's order."""
-    names = [spec.name for spec in runtime.outputs]
-    columns = zip(*(block.arrays for block in blocks), strict=True)
-    feeds = {
-        spec.name: column[0] if len(blocks) == 1 else np.concatenate(column)
-        for spec, column in zip(runtime.inputs, columns, strict=True)
-    }
-    outputs = runtime.run(feeds, names)
-    if len(blocks) == 1:
-        return [tuple(outputs)]
-    rows = sum(block.rows for block in blocks)
-    if any(output.shape[:1] != (rows,) for output in outputs):
-        return [_run_blocks(runtime, [block])[0] for block in blocks]
-    ends = list(itertools.accumulate([block.rows for block in blocks], initial=0))
-    return [tuple([output[a:b] for output in outputs]) for a, b in itertools.pairwise(ends)]

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads of the model; 0: the cores this process may use"
     )
+    runs: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0,
+        description="runs of one model at a time on the CPU, each on one thread, which takes as much memory again; "
+        "0: as many as `threads` where that was no slower when it was loaded, 1: one at a time on all threads",
+    )
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads that decode images; 0: the cores this process may use"
     )

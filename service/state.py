@@ -4,8 +4,9 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
+from itertools import repeat
 from time import perf_counter
 
 from models.card import ModelCard
@@ -14,12 +15,14 @@ from service.audit_store import AuditStore
 from service.audits import Audits
 from service.batch import Timed
 from service.catalog import Catalog
-from service.decoding import Decoded, Decoder, Encoded
+from service.decoding import Decoded, Decoder, Encoded, parts_of
 from service.detector import Wish
 from service.errors import InvalidRequest, NotReady
 from service.exchange import Call
+from service.items import Look, Part
+from service.many import submit_all, submit_later, submit_stream
 from service.metrics import Metrics
-from service.served import Look, Served
+from service.served import Served
 from service.settings import Settings, usable_cores
 from service.telemetry import open_telemetry
 
@@ -133,10 +136,19 @@ class ServiceState:
                 if isinstance(item, Exception):
                     return [item]
                 return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
+            if served.part:
+                return await self._run_parts(served, images, call)
             decoded = self._decoder.many(images, card, served.observer)
-            return await batcher.submit_stream(_looks(decoded, wish) if wish else decoded, lambda: call.gone)
+            return await submit_stream(batcher, _looks(decoded, wish) if wish else decoded, lambda: call.gone)
         finally:
             batcher.holders -= 1
+
+    async def _run_parts(self, served: Served, images: Sequence[Encoded], call: Call) -> list[Timed | Exception]:
+        """Images that the model's own threads decode."""
+        limits = self.settings.image_limits
+        parts = [Part(some, limits) for some in parts_of(images, served.part)]
+        found = await submit_all(served.batcher, parts, lambda: call.gone)
+        return [one for part, timed in zip(parts, found, strict=True) for one in _of_part(part, timed)]
 
     async def run_later(
         self,
@@ -159,7 +171,7 @@ class ServiceState:
                 if isinstance(item, Exception):
                     return item
                 wanted = item if wish is None else Look(item, wish)
-                return await _failed(served.batcher.submit_later(wanted, gone))
+                return await _failed(submit_later(served.batcher, wanted, gone))
 
         served.batcher.holders += 1
         tasks = [asyncio.ensure_future(one(image)) for image in images]
@@ -210,6 +222,13 @@ async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> Asyn
     async with aclosing(items):
         async for item in items:
             yield item if isinstance(item, Exception) else Look(item, wish)
+
+
+def _of_part(part: Part, found: Timed | Exception) -> Iterator[Timed | Exception]:
+    """The results of its pictures."""
+    if isinstance(found, Exception):
+        return repeat(found, len(part.images))
+    return (row if isinstance(row, Exception) else found._replace(result=row) for row in found.result)
 
 
 async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:

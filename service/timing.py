@@ -5,8 +5,8 @@ from time import perf_counter
 
 from service.batch import Timed
 from service.exchange import Call, Reply
+from service.items import Row
 from service.metrics import ModelObserver
-from service.served import Row
 
 
 def tell(call: Call, reply: Reply, start: float, encoding: float, timed: Sequence[Timed], seen: ModelObserver) -> Reply:

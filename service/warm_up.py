@@ -1,7 +1,8 @@
-"""How many images (rows) pay in one run, found out by running blank ones when a model is loaded."""
+"""How many images (rows) pay in one run, and whether several runs pay side by side: blank ones are run at loading."""
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 WORTH = 0.1
 """A larger batch must cost this share less per image to be worth the wait."""
@@ -26,6 +27,35 @@ def batch_size(seconds: Seconds, most: int, quick: bool) -> int:
         quick: whether batches run in the event loop.
     """
     return _most_in_time(seconds, most) if quick else _least_that_pays(seconds, most)
+
+
+def pays_beside(alone: float, beside: float) -> bool:
+    """Whether runs side by side are worth a session of their own.
+
+    Where they take about as long per image as one run on all cores they do: a run that shares its cores with decoding
+    waits for its slowest thread at each operation, those of one thread do not.
+
+    Args:
+        alone: seconds per image of one run on all cores.
+        beside: seconds per image of runs on one thread each, as many as there are cores.
+    """
+    return beside < (1.0 + WORTH) * alone
+
+
+def seconds_beside(blank: Callable[[int], Callable[[], object]], count: int) -> Seconds:
+    """How long a batch of a size takes, of `count` that run side by side.
+
+    Args:
+        blank: the run of a blank batch of a size, by threads at a time.
+        count: how many.
+    """
+
+    def seconds(size: int) -> float:
+        run = blank(size)
+        with ThreadPoolExecutor(count) as pool:
+            return best_seconds(lambda: list(pool.map(lambda _: run(), range(count)))) / count
+
+    return seconds
 
 
 def best_seconds(run: Callable[[], object]) -> float:

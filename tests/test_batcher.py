@@ -13,6 +13,7 @@ import pytest
 from service.batch import Timed
 from service.batcher import Batcher
 from service.errors import InferenceFailed, NotReady, Overloaded
+from service.many import submit_all
 
 Rows = list[float]
 
@@ -160,7 +161,7 @@ async def test_a_failing_batch_fails_only_its_callers_and_the_loop_goes_on() -> 
         return doubled(rows)
 
     async with started(run, most=4) as batcher:
-        results = await batcher.submit_all([value for value in (1, 2, 3, 4, 5, -1, 7, 8, 9)])
+        results = await submit_all(batcher, [value for value in (1, 2, 3, 4, 5, -1, 7, 8, 9)])
         assert [isinstance(result, RuntimeError) for result in results] == [False] * 4 + [True] * 4 + [False]
         assert await ask(batcher, 9) == 18
         assert batcher.alive
@@ -168,7 +169,7 @@ async def test_a_failing_batch_fails_only_its_callers_and_the_loop_goes_on() -> 
 
 async def test_a_short_answer_is_an_error_that_names_both_numbers() -> None:
     async with started(lambda rows: rows[:-1], most=3) as batcher:
-        results = await batcher.submit_all([1, 2, 3])
+        results = await submit_all(batcher, [1, 2, 3])
         assert [type(result) for result in results] == [InferenceFailed] * 3
         assert "2 rows for 3" in str(results[0])
 
@@ -199,7 +200,7 @@ async def test_a_departed_caller_is_dropped_before_it_is_run() -> None:
         await gate.busy()
         gone = [asyncio.create_task(ask(batcher, value)) for value in (50, 51)]
         kept = asyncio.create_task(ask(batcher, 3))
-        many = asyncio.create_task(batcher.submit_all([60, 61, 62]))
+        many = asyncio.create_task(submit_all(batcher, [60, 61, 62]))
         await asyncio.sleep(0.01)
         for task in (*gone, many):
             task.cancel()
@@ -229,7 +230,7 @@ async def test_stop_releases_callers_in_flight_those_queued_and_those_that_wait_
         await gate.busy()
         queued = [asyncio.create_task(ask(batcher, value)) for value in (1, 2, 3)]
         await asyncio.sleep(0)
-        crowd = asyncio.create_task(batcher.submit_all([value for value in range(20)]))
+        crowd = asyncio.create_task(submit_all(batcher, [value for value in range(20)]))
         await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.05, gate.open.set)
         await asyncio.wait_for(batcher.stop(), 5)
@@ -254,7 +255,7 @@ async def test_nobody_is_left_waiting_when_the_batchers_own_task_dies() -> None:
     async with started(gate, most=1, capacity=2) as batcher:
         flying = asyncio.create_task(ask(batcher, 0))
         await gate.busy()
-        crowd = asyncio.create_task(batcher.submit_all([value for value in range(5)]))
+        crowd = asyncio.create_task(submit_all(batcher, [value for value in range(5)]))
         await asyncio.sleep(0.01)
         next(task for task in asyncio.all_tasks() if task.get_name() == "batcher").cancel()
         answers = await asyncio.wait_for(asyncio.gather(flying, crowd, return_exceptions=True), 5)
@@ -308,14 +309,14 @@ async def test_a_full_batch_does_not_wait_any_longer() -> None:
 async def test_one_request_larger_than_the_queue_waits_for_room() -> None:
     seen = Seen()
     async with started(doubled, most=4, capacity=8, seen=seen) as batcher:
-        results = await asyncio.wait_for(batcher.submit_all([value for value in range(500)]), 10)
+        results = await asyncio.wait_for(submit_all(batcher, [value for value in range(500)]), 10)
         assert values_of(results) == [2 * v for v in range(500)]
     assert sum(seen.sizes) == 500, "items are counted, not requests"
 
 
 async def test_two_large_requests_at_once_both_finish_with_their_own_rows() -> None:
     async with started(doubled, most=4, capacity=8) as batcher:
-        both = (batcher.submit_all([start + value for value in range(200)]) for start in (0, 1000))
+        both = (submit_all(batcher, [start + value for value in range(200)]) for start in (0, 1000))
         one, two = await asyncio.wait_for(asyncio.gather(*both), 10)
         assert values_of(one) == [2 * v for v in range(200)]
         assert values_of(two) == [2 * (1000 + v) for v in range(200)]
@@ -323,7 +324,7 @@ async def test_two_large_requests_at_once_both_finish_with_their_own_rows() -> N
 
 async def test_a_large_request_leaves_room_for_small_ones() -> None:
     async with started(doubled, most=4, capacity=8) as batcher:
-        crowd = asyncio.create_task(batcher.submit_all([value for value in range(400)]))
+        crowd = asyncio.create_task(submit_all(batcher, [value for value in range(400)]))
         await asyncio.sleep(0)
         for value in range(20):
             assert await ask(batcher, value) == 2 * value
@@ -334,7 +335,7 @@ async def test_a_large_request_leaves_room_for_small_ones() -> None:
 async def test_a_large_request_that_is_cancelled_leaves_room_for_others() -> None:
     gate = Gate()
     async with started(gate, most=2, capacity=4) as batcher:
-        crowd = asyncio.create_task(batcher.submit_all([value for value in range(100)]))
+        crowd = asyncio.create_task(submit_all(batcher, [value for value in range(100)]))
         await gate.busy()
         crowd.cancel()
         await asyncio.gather(crowd, return_exceptions=True)
@@ -347,11 +348,11 @@ async def test_a_large_request_that_is_cancelled_leaves_room_for_others() -> Non
 
 async def test_a_row_that_is_not_a_number_stays_in_its_row() -> None:
     async with started(doubled, most=8) as batcher:
-        results = await batcher.submit_all([1, float("nan"), 3])
+        results = await submit_all(batcher, [1, float("nan"), 3])
         values = values_of(results)
         assert values[0] == 2 and math.isnan(values[1]) and values[2] == 6
 
 
 async def test_no_rows_are_no_answers() -> None:
     async with started(doubled) as batcher:
-        assert await batcher.submit_all([]) == []
+        assert await submit_all(batcher, []) == []

@@ -16,7 +16,10 @@ from onnx import TensorProto, helper
 
 from models.bundle import CARD_FILE
 from models.errors import BundleError
-from service.catalog import Entry
+from service.batch import Timed
+from service.catalog import Catalog, Entry
+from service.many import submit_all
+from service.metrics import Metrics
 from service.model_folder import find_models, open_graph, read_labels
 from tests.foreign import FOREIGN, graph, relu, sequence, write_foreign
 from tests.serving import SIZE, encoded, pictures, png_of, running, settings_of, write_linear
@@ -302,3 +305,28 @@ def test_a_graph_is_quick_by_its_time_on_one_thread(data: bytes, quick: bool) ->
     assert bool(open_graph(data, "cpu", 0, 16)[1]) is quick
     assert bool(open_graph(data, "cpu", 1, 16)[1]) is quick
     assert not open_graph(data, "cpu", 2, 16)[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "how"),
+    [
+        ({"runs": 2}, ", or 2 runs of"),
+        ({"runs": 3, "threads": 1}, ", or 3 runs of"),
+        ({"runs": 1}, None),
+        ({"threads": 1}, None),
+    ],
+    ids=str,
+)
+async def test_runs_side_by_side_are_as_many_as_are_asked_for(
+    tmp_path: Path, asked: dict[str, int], how: str | None
+) -> None:
+    write_linear(tmp_path, rounds=1000)
+    catalog = Catalog(settings_of(models=tmp_path, device="cpu", **asked), Metrics())
+    await catalog.load_all()
+    try:
+        served = catalog.get("linear")
+        assert how in served.how if how else "side by side" not in served.how
+        answers = await submit_all(served.batcher, list(pictures(40, SIZE)))
+        assert [type(one) for one in answers] == [Timed] * 40
+    finally:
+        await catalog.close()

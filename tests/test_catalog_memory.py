@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.catalog import Catalog
+from service.many import submit_all
 from service.metrics import Metrics
 from service.model_folder import Build, prepare
 from service.runtime import Runtime
@@ -29,8 +30,8 @@ def no_collector() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def loaded(root: Path, metrics: Metrics | None = None) -> AsyncGenerator[Catalog]:
-    catalog = Catalog(settings_of(models=root, device="cpu"), metrics or Metrics())
+async def loaded(root: Path, metrics: Metrics | None = None, runs: int = 0) -> AsyncGenerator[Catalog]:
+    catalog = Catalog(settings_of(models=root, device="cpu", runs=runs), metrics or Metrics())
     await catalog.load_all()
     try:
         yield catalog
@@ -41,7 +42,7 @@ async def loaded(root: Path, metrics: Metrics | None = None) -> AsyncGenerator[C
 async def used(catalog: Catalog) -> "weakref.ref[Runtime]":
     """The session that answers now, after a batch that it ran."""
     served = catalog.get("linear")
-    await served.batcher.submit_all(list(pictures(16, SIZE)))
+    await submit_all(served.batcher, list(pictures(16, SIZE)))
     return weakref.ref(served.runtime)
 
 
@@ -92,3 +93,23 @@ async def test_one_thread_loads_all_models_those_asked_for_at_once_too(
         for _ in range(3):
             await asyncio.gather(catalog.load("linear"), catalog.load("other"))
     assert len(threads) == 8 and len(set(threads)) == 1 and threading.get_ident() not in threads
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_of_runs_side_by_side_no_session_stays(tmp_path: Path) -> None:
+    def sessions() -> int:
+        return sum(isinstance(one, Runtime) for one in gc.get_objects())
+
+    write_linear(tmp_path, rounds=1000)
+    before = sessions()
+    async with loaded(tmp_path, runs=2) as catalog:
+        assert "2 runs of" in catalog.get("linear").how
+        await used(catalog)
+        assert sessions() == before + 2
+        await catalog.load("linear")
+        await used(catalog)
+        await catalog.unload("linear")
+        until = time.monotonic() + 5.0
+        while sessions() > before and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        assert sessions() == before

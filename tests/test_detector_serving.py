@@ -47,7 +47,7 @@ async def http(detector_artifacts: Path, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("both")
     write_linear(root)
     (root / "scenes").symlink_to(detector_artifacts / "scenes")
-    async with running(settings_of(models=root, device="cpu", default_model="scenes")) as client:
+    async with running(settings_of(models=root, device="cpu", default_model="scenes", runs=2)) as client:
         yield client
 
 

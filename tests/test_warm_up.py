@@ -1,11 +1,12 @@
 """The batch size to serve with, from what batches take."""
 
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from service.warm_up import QUICK, batch_size, best_seconds
+from service.warm_up import QUICK, batch_size, best_seconds, pays_beside, seconds_beside
 
 
 def linear(start: float, each: float) -> Callable[[int], float]:
@@ -64,3 +65,21 @@ def test_the_best_of_several_runs_counts() -> None:
 
     assert best_seconds(run) < 0.01
     assert len(runs) == 3
+
+
+@pytest.mark.parametrize(("beside", "pays"), [(0.5, True), (1.0, True), (1.05, True), (1.2, False)])
+def test_runs_side_by_side_pay_where_they_are_no_slower(beside: float, pays: bool) -> None:
+    assert pays_beside(1.0, beside) is pays
+
+
+def test_runs_side_by_side_are_timed_together() -> None:
+    met = threading.Barrier(3)
+    sizes: list[int] = []
+
+    def blank(size: int) -> Callable[[], object]:
+        sizes.append(size)
+        return lambda: time.sleep(0.02 * (met.wait(5) >= 0))
+
+    taken = seconds_beside(blank, 3)(4)
+    assert sizes == [4]
+    assert taken >= 0.02 / 3

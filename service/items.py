@@ -1,0 +1,161 @@
+"""What a model's batcher takes, and how a batch of it is run: pictures, decoded or not yet, and tensors as they are."""
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import ModelCard
+from models.fit import Fitted, Pixels
+from models.image import ImageLimits
+from service.batch import THREADED
+from service.decoding import Decoded, Encoded, decode_all
+from service.detector import Wish
+from service.metrics import ModelObserver
+from service.runtime import Runtime
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of tensors that one request sent, to be run as they are.
+
+    Attributes:
+        arrays: one per input of the model, in its order; first axis = rows.
+        rows: how many.
+    """
+
+    arrays: tuple[NDArray[Any], ...]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pictures of one request that one thread decodes and runs; its result is a list, of a row or an error each.
+
+    Attributes:
+        images: encoded.
+        limits: of each.
+    """
+
+    images: Sequence[Encoded]
+    limits: ImageLimits
+
+
+Picture = Decoded | Pixels
+"""A picture that was decoded, here or by the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A picture for a detector.
+
+    Attributes:
+        picture: decoded.
+        wish: what is wanted of it.
+    """
+
+    picture: Picture
+    wish: Wish
+
+
+Item = Picture | Part | Look | Block
+
+
+class Row(NamedTuple, Generic[Answer]):
+    """What a bundle's batch says of one picture.
+
+    Attributes:
+        answer: of the model: `RowAnswer` of a classifier, `Found` or `Raw` of a detector.
+        decoded: seconds that decoding the picture took; 0 where pixels came.
+        inferred: seconds that the run of its batch took.
+    """
+
+    answer: Answer
+    decoded: float
+    inferred: float
+
+
+Rows = list[Row[Answer] | Exception]
+Infer = Callable[[list[Fitted]], Sequence[Answer | Exception]]
+"""The net's answers to pictures."""
+
+
+def weigh(item: Item) -> int:
+    """How many images (rows) an item is."""
+    return item.rows if isinstance(item, Block) else len(item.images) if isinstance(item, Part) else 1
+
+
+def kind_of(item: Item) -> Hashable:
+    """What items of a batch have in common."""
+    if isinstance(item, Look):
+        return item.wish
+    if isinstance(item, Part):
+        return THREADED
+    return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
+
+
+def ran(weight: int, result: Any) -> int:
+    """How many images (rows) of an item were run: of a part those that were decoded."""
+    return sum(not isinstance(one, Exception) for one in result) if isinstance(result, list) else weight
+
+
+def run_pictures(pictures: Sequence[Picture], observer: ModelObserver, infer: Infer[Answer]) -> Rows[Answer]:
+    """A row or an error for each picture.
+
+    Args:
+        pictures: at least one.
+        observer: metrics of the model.
+        infer: runs what was decoded.
+    """
+    decoded = [_as_it_is(one) if isinstance(one, np.ndarray) else one for one in pictures]
+    start = perf_counter()
+    answers = infer([one.fitted for one in decoded])
+    inferred = perf_counter() - start
+    observer.inferred(inferred)
+    return [
+        answer if isinstance(answer, Exception) else Row(answer, one.seconds, inferred)
+        for answer, one in zip(answers, decoded, strict=True)
+    ]
+
+
+def run_part(part: Part, card: ModelCard, observer: ModelObserver, infer: Infer[Answer]) -> Rows[Answer]:
+    """A row or an error for each picture of a part; the other arguments are those of `run_pictures`."""
+    found = decode_all(part.images, card, part.limits)
+    decoded = [one for one in found if isinstance(one, Decoded)]
+    for one in decoded:
+        observer.decoded(one.seconds)
+    rows = iter(run_pictures(decoded, observer, infer) if decoded else ())
+    return [one if isinstance(one, Exception) else next(rows) for one in found]
+
+
+def _as_it_is(pixels: Pixels) -> Decoded:
+    return Decoded(Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (pixels.shape[1], pixels.shape[0])), 0.0)
+
+
+def stack(pictures: Sequence[Fitted]) -> Pixels:
+    """Their pixels, (N, height, width, 3)."""
+    return pictures[0].pixels[None] if len(pictures) == 1 else np.stack([one.pixels for one in pictures])
+
+
+def run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
+    """Blocks of one kind to the outputs of each, a tuple of arrays in the graph's order."""
+    names = [spec.name for spec in runtime.outputs]
+    columns = zip(*(block.arrays for block in blocks), strict=True)
+    feeds = {
+        spec.name: column[0] if len(blocks) == 1 else np.concatenate(column)
+        for spec, column in zip(runtime.inputs, columns, strict=True)
+    }
+    outputs = runtime.run(feeds, names)
+    if len(blocks) == 1:
+        return [tuple(outputs)]
+    rows = sum(block.rows for block in blocks)
+    if any(output.shape[:1] != (rows,) for output in outputs):
+        return [run_blocks(runtime, [block])[0] for block in blocks]
+    ends = list(itertools.accumulate([block.rows for block in blocks], initial=0))
+    return [tuple([output[a:b] for output in outputs]) for a, b in itertools.pairwise(ends)]

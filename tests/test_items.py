@@ -1,0 +1,87 @@
+"""Parts of a request: pictures that one thread decodes and runs."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import UndecodableImage
+from models.image import DEFAULT_LIMITS
+from service import items
+from service.decoding import Decoded, decode_all
+from service.items import Part, Row, ran, run_part
+from service.metrics import Metrics
+from tests.serving import (
+    SIZE,
+    linear_card,
+    linear_logits,
+    linear_weights,
+    pictures,
+    png_of,
+    running,
+    settings_of,
+    write_linear,
+)
+
+PICTURES = pictures(150, SIZE)
+FILES = [png_of(one) for one in PICTURES]
+BROKEN = {3: b"no picture", 70: FILES[70][:40], 149: b""}
+MIXED = [BROKEN.get(n, file) for n, file in enumerate(FILES)]
+
+
+def test_each_picture_of_a_part_has_its_own_row_or_its_own_error() -> None:
+    observer = Metrics().observer("net", "1")
+    card = linear_card(["a", "b", "c"], linear_weights(3))
+    found = run_part(Part(MIXED, DEFAULT_LIMITS), card, observer, lambda fitted: [one.pixels for one in fitted])
+    assert {n for n, one in enumerate(found) if isinstance(one, UndecodableImage)} == set(BROKEN)
+    for n, one in enumerate(found):
+        if isinstance(one, Row):
+            assert np.array_equal(one.answer, PICTURES[n]) and one.decoded > 0.0
+    assert ran(150, found) == 147
+
+
+def test_a_part_without_a_sound_picture_is_not_run() -> None:
+    def never(_: Any) -> Any:
+        raise AssertionError("nothing to run")
+
+    card = linear_card(["a", "b", "c"], linear_weights(3))
+    found = run_part(Part([b"", b"x"], DEFAULT_LIMITS), card, Metrics().observer("net", "1"), never)
+    assert [type(one) for one in found] == [UndecodableImage] * 2
+    assert ran(2, found) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2], ids=["quick net", "net in threads"])
+@pytest.mark.parametrize("runs", [1, 2])
+async def test_many_pictures_are_answered_and_counted_each(tmp_path: Path, threads: int, runs: int) -> None:
+    write_linear(tmp_path)
+    files = [("file", (f"{n}", file, "image/png")) for n, file in enumerate(MIXED)]
+    async with running(settings_of(models=tmp_path, device="cpu", threads=threads, runs=runs)) as http:
+        found = (await http.post("/predict", files=files)).json()["predictions"]
+        assert [one["id"] for one in found] == [str(n) for n in range(150)]
+        assert {n for n, one in enumerate(found) if "error" in one} == set(BROKEN)
+        best = linear_logits(PICTURES, linear_weights(3)).argmax(axis=1)
+        assert all(one["label"] == "abc"[best[n]] for n, one in enumerate(found) if n not in BROKEN)
+        (stats,) = (await http.get("/v2/models/linear/stats")).json()["model_stats"]
+        assert stats["inference_count"] == 147
+        scored = (await http.post("/loss", files=files, data={"label": ["a"] * 150})).json()
+        assert {n for n, one in enumerate(scored["items"]) if "error" in one} == set(BROKEN)
+        assert scored["loss"]["count"] == 147
+
+
+async def test_a_quick_net_decodes_many_pictures_in_its_own_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def watched(*arguments: Any) -> list[Decoded | Exception]:
+        names.append(threading.current_thread().name)
+        return decode_all(*arguments)
+
+    monkeypatch.setattr(items, "decode_all", watched)
+    write_linear(tmp_path)
+    files = [("file", (f"{n}", file, "image/png")) for n, file in enumerate(FILES)]
+    async with running(settings_of(models=tmp_path, device="cpu", threads=1)) as http:
+        assert (await http.post("/predict", files=files)).status_code == 200
+    assert len(names) == 3 and all(name.startswith("infer-linear") for name in names)
