@@ -140,10 +140,10 @@ def memory_mb(server: Server) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [0, 1000], ids=["quick net", "net in a thread"])
+@pytest.mark.parametrize("rounds", [0, 1000], ids=["quick net", "nets side by side"])
 def test_mixed_traffic(tmp_path: Path, rounds: int) -> None:
     write_linear(tmp_path, LABELS, rounds=rounds)
-    with launched(tmp_path, body_timeout="2") as server:
+    with launched(tmp_path, body_timeout="2", runs="2") as server:
         server.until("process began")
 
         async def run(seconds: float) -> Traffic:
