@@ -177,9 +177,14 @@ def _collect(card: ModelCard, given: Sequence[Given], options: ScoreOptions) -> 
     targets: list[NDArray[Any]] = []
     where: list[int] = []
     clipped: list[bool] = []
+    known: dict[Any, NDArray[Any]] = {}
     for i, one in enumerate(given):
+        label = one.label
+        plain = type(label) is str or type(label) is int  # most items share a few labels; True is no 1
         try:
-            target = _target(card, one.label, options)
+            target = known[label] if plain and label in known else _target(card, label, options)
+            if plain:
+                known[label] = target
             if isinstance(one.row, Exception):
                 continue
             row = one.row
@@ -195,7 +200,7 @@ def _collect(card: ModelCard, given: Sequence[Given], options: ScoreOptions) -> 
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InvalidRequest(f"{wrong[0]['loc']}: {wrong[0]['msg']}{more}", wrong)
-    stacked = np.stack(rows).astype(np.float64) if rows else np.zeros((0, card.outputs))
+    stacked = np.array(rows, np.float64) if rows else np.zeros((0, card.outputs))
     raw = np.asarray([given[i].kind == "logits" for i in where], bool)
     return _Batch(stacked, _stack(targets, card), where, raw, clipped)
 
@@ -227,8 +232,9 @@ def _stack(targets: Sequence[NDArray[Any]], card: ModelCard) -> NDArray[Any]:
     """Hard indices (M,) where all are; otherwise soft rows (M, K), a hard one as its one-hot."""
     if not targets:
         return np.zeros(0, np.int64) if card.task == "multiclass" else np.zeros((0, card.outputs))
-    if all(target.ndim == 0 for target in targets) or all(target.ndim == 1 for target in targets):
-        return np.stack(targets)
+    sides = {target.ndim for target in targets}
+    if len(sides) == 1:
+        return np.array(targets) if sides == {1} else np.array([target.item() for target in targets], np.int64)
     if any(target.ndim == 0 and not 0 <= int(target) < card.outputs for target in targets):
         raise InvalidLabel("ignore_index and soft labels do not go together in one softmax request")
     return np.stack([np.eye(card.outputs)[int(target)] if target.ndim == 0 else target for target in targets])
