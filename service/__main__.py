@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
                 port=settings.port,
                 log_config=None,
                 access_log=False,
+                timeout_keep_alive=settings.keep_alive_seconds,
                 timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
                 server_header=False,
                 proxy_headers=False,

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_pixels: Count = Field(25_000_000, description="pixels of one image, before it is resized")
     max_side: Count = Field(8192, description="longest side of one image, pixels")
     body_timeout: Seconds = Field(15.0, description="seconds a request body may take to arrive")
+    keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        75, description="seconds a connection may idle; a client or proxy that keeps its own longer meets closed ones"
+    )
     drain_seconds: Seconds = Field(3.0, description="on SIGTERM: seconds of answering on while /readyz says 503")
     grace_seconds: Seconds = Field(25.0, description="seconds that requests in flight may then take")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(

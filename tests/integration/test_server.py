@@ -295,3 +295,26 @@ def test_clients_that_leave_while_they_wait_cost_nothing(tmp_path: Path) -> None
         assert metric(server, "focalserve_batch_size_images_count") < 3000
         assert metric(server, "focalserve_queue_images") <= 4
         assert "ERROR" not in server.log
+
+
+@pytest.mark.slow
+def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs_and_then_closed(
+    linear: Path, server: Server
+) -> None:
+    ask = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n%b"
+    image = png_of(pictures(1, SIZE)[0])
+    with (
+        launched(linear, keep_alive_seconds="2") as short,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as patient,
+    ):
+        short.until("process began")
+        with socket.create_connection(("127.0.0.1", short.port), timeout=10) as brief:
+            for link in (patient, brief):
+                link.sendall(ask % (len(image), image))
+                assert link.recv(65536).startswith(b"HTTP/1.1 200")
+            start = time.monotonic()
+            assert brief.recv(1) == b""
+            assert time.monotonic() - start > 1.0
+        time.sleep(max(0.0, 6.0 - (time.monotonic() - start)))  # httpx keeps its own for 5
+        patient.sendall(ask % (len(image), image))
+        assert patient.recv(65536).startswith(b"HTTP/1.1 200")
