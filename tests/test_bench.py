@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.losses import softmax_focal
-from scripts import bench
+from scripts import bench, limits
 from scripts.limits import closed_form
 
 
@@ -50,6 +50,7 @@ def test_a_detector_is_measured_too(
 ) -> None:
     monkeypatch.setattr(bench, "_LOSS_ROWS", 500)
     monkeypatch.setattr(bench, "_LOSS_PICTURES", 3)
+    monkeypatch.setattr(limits, "_BATCHES", (1, 2))
     asked = ["--size", "64x64", "--seconds", "0.3", "--rounds", "1", "--concurrency", "2", "--stages"]
     assert bench.main([str(detector_artifacts), *asked]) == 0
     said = capsys.readouterr().out
