@@ -1,6 +1,6 @@
 """POST /v2/models/NAME/infer where the model is a detector: the detections of all images in one list."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ async def _run(
     return await submit_all(served.batcher, looks, lambda: call.gone)
 
 
-def _options(parameters: dict[str, Any]) -> PredictOptions:
+def _options(parameters: Mapping[str, Any]) -> PredictOptions:
     try:
         return PredictOptions.model_validate({name: parameters[name] for name in _OPTIONS if name in parameters})
     except ValidationError as error:

@@ -3,7 +3,8 @@
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -31,6 +32,7 @@ from service.tensors import (
 LENGTH_HEADER = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
 _MOST_TENSORS = 1024
+_SHORT_HEAD = 4096
 _QUICK = {"FP32": "f", "FP64": "d", "INT64": "q", "INT32": "i", "UINT8": "B"}
 Tensors = dict[str, NDArray[Any]]
 
@@ -59,10 +61,28 @@ class InferRequest:
 
     id: str | None
     inputs: Tensors
-    parameters: dict[str, Any]
-    wanted: list[Wanted] | None
+    parameters: Mapping[str, Any]
+    wanted: Sequence[Wanted] | None
     binary: bool
     as_json: bool = False
+
+
+class _Sent(NamedTuple):
+    """An input as the JSON says it: its head, and either its data or how many bytes of them follow the JSON."""
+
+    head: WireTensor
+    data: Any
+    size: int | None
+
+
+class _Head(NamedTuple):
+    """The JSON of a request; as in `InferRequest`. Requests share it: nothing in it is changed."""
+
+    id: str | None
+    sent: Sequence[_Sent]
+    parameters: Mapping[str, Any]
+    wanted: Sequence[Wanted] | None
+    binary: bool
 
 
 def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: int) -> InferRequest:
@@ -85,10 +105,17 @@ def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: in
     if length and int(length) == 0:
         return _read_raw(bytes(body), specs)
     end = int(length) if length else len(body)
-    head = bytes(body[:end])
-    check_json_size(head, end, most)
+    text = bytes(body[:end])
+    check_json_size(text, end, most)
+    head = _known_head(text) if length and end <= _SHORT_HEAD else _read_head(text)
+    inputs = _read_inputs(head.sent, memoryview(body)[end:], text)
+    return InferRequest(head.id, inputs, head.parameters, head.wanted, head.binary, not length)
+
+
+def _read_head(text: bytes) -> "_Head":
+    """All that the JSON of a request says."""
     try:
-        document = orjson.loads(head)
+        document = orjson.loads(text)
     except ValueError:
         raise MalformedRequest("the request is not valid JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
@@ -100,8 +127,12 @@ def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: in
         raise InvalidRequest("id: should be text")
     parameters = _parameters(document, "parameters")
     binary = parameters.get("binary_data_output") is True
-    inputs = _read_inputs(document["inputs"], memoryview(body)[end:], head)
-    return InferRequest(name, inputs, parameters, _read_wanted(document.get("outputs"), binary), binary, not length)
+    sent = _read_sent(document["inputs"])
+    return _Head(name, sent, parameters, _read_wanted(document.get("outputs"), binary), binary)
+
+
+# A client that sends binary tensors mostly says the same of each.
+_known_head = lru_cache(maxsize=256)(_read_head)
 
 
 def check_inputs(tensors: Tensors, specs: Sequence[TensorSpec]) -> None:
@@ -199,22 +230,30 @@ def _read_raw(body: bytes, specs: Sequence[TensorSpec]) -> InferRequest:
     return InferRequest(None, {spec.name: tensor}, {}, None, True)
 
 
-def _read_inputs(documents: list[Any], binary: memoryview, text: bytes) -> Tensors:
-    found: Tensors = {}
-    at = 0
+def _read_sent(documents: list[Any]) -> list[_Sent]:
+    found: dict[str, _Sent] = {}
     for i, document in enumerate(documents):
         head = read_head(document, f"inputs.{i}")
         if head.name in found:
             raise InvalidRequest(f"input {head.name} is given twice")
         size = _parameters(document, f"inputs.{i}.parameters").get("binary_data_size")
+        if size is not None and type(size) is not int:
+            raise InvalidRequest(f"{head.name}: binary_data_size is not the length of a part of the body")
+        if size is not None and "data" in document:
+            raise InvalidRequest(f"{head.name}: has both data and binary_data_size")
+        found[head.name] = _Sent(head, document.get("data"), size)
+    return list(found.values())
+
+
+def _read_inputs(sent: Sequence[_Sent], binary: memoryview, text: bytes) -> Tensors:
+    found: Tensors = {}
+    at = 0
+    for head, data, size in sent:
         if size is None:
-            data = document.get("data")
             found[head.name] = _quick(head, data, text)
             continue
-        if type(size) is not int or not 0 <= size <= len(binary) - at:
+        if not 0 <= size <= len(binary) - at:
             raise InvalidRequest(f"{head.name}: binary_data_size is not the length of a part of the body")
-        if "data" in document:
-            raise InvalidRequest(f"{head.name}: has both data and binary_data_size")
         found[head.name] = from_binary(head, binary[at : at + size])
         at += size
     if at != len(binary):

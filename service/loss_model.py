@@ -1,6 +1,6 @@
 """The focal loss as a model of the Open Inference Protocol: `focal_loss`, tensors in, tensors out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -82,7 +82,7 @@ def _inputs(request: InferRequest) -> tuple[NDArray[Any], NDArray[Any]]:
     return logits, labels
 
 
-def _rule(parameters: dict[str, Any]) -> Callable[[NDArray[Any], NDArray[Any]], FocalTerms]:
+def _rule(parameters: Mapping[str, Any]) -> Callable[[NDArray[Any], NDArray[Any]], FocalTerms]:
     """The loss that the parameters ask for, of float64 logits and labels."""
     mode = parameters.get("mode", "softmax")
     if mode not in ("softmax", "sigmoid"):
@@ -114,7 +114,7 @@ _FACTS: dict[str, Callable[[FocalTerms], NDArray[Any]]] = {
 }
 
 
-def _number(parameters: dict[str, Any], name: str, default: float) -> float:
+def _number(parameters: Mapping[str, Any], name: str, default: float) -> float:
     value = parameters.get(name, default)
     if type(value) not in (int, float):
         raise InvalidRequest(f"{name} should be a number")

@@ -163,3 +163,23 @@ async def test_json_has_a_limit_of_its_own_and_binary_tensors_may_be_longer(tmp_
         for path in ("/predict", "/loss"):
             answer = await http.post(path, json={"inputs": [{"image": "A" * 1000}]})
             assert "more than 1000 bytes of JSON" in problem_of(answer, 413, "too-large")["detail"]
+
+
+async def test_of_requests_that_say_the_same_each_is_answered_by_its_own_bytes(http: httpx.AsyncClient) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 1, 3)).astype(np.float32)
+    for row in rows:
+        body, headers = binary({}, x=row)
+        assert np.array_equal(outputs_of(await http.post(URL, content=body, headers=headers))["y"], np.maximum(row, 0))
+        for wrong in (body[:-4], body + b"more"):
+            error_of(await http.post(URL, content=wrong, headers=headers))
+    for name in ("one", "two"):
+        body, headers = binary({"id": name}, x=rows[0])
+        answer = await http.post(URL, content=body, headers=headers)
+        assert json.loads(answer.content)["id"] == name
+
+
+async def test_a_refused_head_is_refused_each_time(http: httpx.AsyncClient) -> None:
+    text = json.dumps({"inputs": [{**BINARY, "shape": [1, -3]}]}).encode()
+    for _ in range(3):
+        answer = await http.post(URL, content=text + X.tobytes(), headers={LENGTH: str(len(text))})
+        assert "whole numbers from 0 on" in error_of(answer)
