@@ -233,8 +233,10 @@ def _stack(targets: Sequence[NDArray[Any]], card: ModelCard) -> NDArray[Any]:
     if not targets:
         return np.zeros(0, np.int64) if card.task == "multiclass" else np.zeros((0, card.outputs))
     sides = {target.ndim for target in targets}
-    if len(sides) == 1:
-        return np.array(targets) if sides == {1} else np.array([target.item() for target in targets], np.int64)
+    if sides == {0}:
+        return np.array([target.item() for target in targets], np.int64)
+    if sides == {1}:
+        return np.array(targets)
     if any(target.ndim == 0 and not 0 <= int(target) < card.outputs for target in targets):
         raise InvalidLabel("ignore_index and soft labels do not go together in one softmax request")
     return np.stack([np.eye(card.outputs)[int(target)] if target.ndim == 0 else target for target in targets])
