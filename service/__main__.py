@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from service.state import ServiceState
 log = logging.getLogger("focalserve")
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
+_LISTENERS = 16
 
 
 class Server(uvicorn.Server):
@@ -47,6 +50,18 @@ class Server(uvicorn.Server):
                 http=Protocol,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, several times on one socket: a turn of uvloop takes one new connection of each listener."""
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        listening = [one.fileno() for server in self.servers for one in server.sockets]
+        for file in listening * (_LISTENERS - 1):
+            copy = socket.socket(fileno=os.dup(file))
+            self.servers.append(await loop.create_server(self._connection, sock=copy, backlog=self.config.backlog))
+
+    def _connection(self) -> Protocol:
+        return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @property
     def exit_code(self) -> int:

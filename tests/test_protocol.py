@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import NamedTuple
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import Receive, Scope, Send
 
+from service.__main__ import Server
 from service.app import create_app
 from service.front import Front, Handler, Sealed
 from service.protocol import Protocol
@@ -276,3 +279,25 @@ async def test_a_failure_of_the_outermost_layer_ends_the_connection_and_is_logge
         line = await server.connect()
         await line.send(WHOLE)
         assert (await line.read()).status == 200
+
+
+def test_many_new_connections_are_taken_in_a_few_turns_of_the_loop(tmp_path: Path) -> None:
+    write_linear(tmp_path, ["a", "b"])
+
+    async def crowd() -> int:
+        server = Server(settings_of(models=tmp_path, port=0, drain_seconds=0.0))
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        links = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+        for _ in range(4):
+            await asyncio.sleep(0)
+        taken = len(server.server_state.connections)
+        for link in links:
+            link.close()
+        server.should_exit = True
+        await asyncio.wait_for(task, 20)
+        return taken
+
+    assert uvloop.run(crowd()) >= 16
