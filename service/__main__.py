@@ -22,6 +22,7 @@ log = logging.getLogger("focalserve")
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
 _LISTENERS = 16
+"""New connections that are taken in a turn of the event loop, at most."""
 
 
 class Server(uvicorn.Server):

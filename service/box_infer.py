@@ -13,7 +13,8 @@ from service.box_routes import wish_of
 from service.detector import RAW, Wish
 from service.errors import InvalidRequest
 from service.exchange import Call
-from service.infer import InferRequest, check_inputs, pictures_of
+from service.infer import check_inputs, pictures_of
+from service.infer_request import InferRequest
 from service.items import Look
 from service.many import submit_all
 from service.schemas import PredictOptions

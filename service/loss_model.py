@@ -13,7 +13,7 @@ from models.errors import InvalidInput
 from models.losses import sigmoid_focal, softmax_focal
 from models.reductions import FocalTerms
 from service.errors import InvalidRequest
-from service.infer import InferRequest, Tensors
+from service.infer_request import InferRequest, Tensors
 from service.runtime import TensorSpec
 from service.settings import usable_cores
 

@@ -18,7 +18,8 @@ from service.box_infer import run_detector
 from service.described import PROBABILITIES, loss_document, model_document, server_document, statistics_document
 from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotOffered
 from service.exchange import Buffer, Call, Reply
-from service.infer import LENGTH_HEADER, InferRequest, check_inputs, pictures_of, read_request, write_reply
+from service.infer import check_inputs, pictures_of, write_reply
+from service.infer_request import LENGTH_HEADER, InferRequest, read_request
 from service.items import Block
 from service.many import submit_all
 from service.served import Served

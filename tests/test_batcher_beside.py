@@ -38,6 +38,11 @@ class Watched:
         return doubled(rows)
 
 
+async def both_busy(gate: Gate) -> None:
+    while len(gate.batches) < 2:
+        await asyncio.sleep(0.001)
+
+
 @asynccontextmanager
 async def started(
     alone: Callable[[Rows], Rows], beside: Callable[[Rows], Rows], count: int = 2, most: int = 1, **options: Any
@@ -101,8 +106,7 @@ async def test_what_waits_is_shared_among_the_free_places() -> None:
     gate = Gate()
     async with started(doubled, gate, count=2, most=8) as batcher:
         answers = [asyncio.create_task(ask(batcher, value)) for value in range(8)]
-        while len(gate.batches) < 2:
-            await asyncio.sleep(0.001)
+        await both_busy(gate)
         gate.open.set()
         assert await asyncio.gather(*answers) == [2 * value for value in range(8)]
     assert sorted(gate.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -138,8 +142,7 @@ async def test_stopping_releases_all_that_fly_and_all_that_wait() -> None:
     gate = Gate()
     async with started(doubled, gate) as batcher:
         answers = [asyncio.create_task(ask(batcher, value)) for value in range(6)]
-        while len(gate.batches) < 2:
-            await asyncio.sleep(0.001)
+        await both_busy(gate)
         await asyncio.wait_for(batcher.stop(), 5)
         found = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
     assert [type(one) for one in found] == [NotReady] * 6
@@ -149,8 +152,7 @@ async def test_draining_waits_for_all_that_fly() -> None:
     gate = Gate()
     async with started(doubled, gate) as batcher:
         answers = [asyncio.create_task(ask(batcher, value)) for value in range(6)]
-        while len(gate.batches) < 2:
-            await asyncio.sleep(0.001)
+        await both_busy(gate)
         draining = asyncio.create_task(batcher.drain())
         await asyncio.sleep(0.02)
         assert not draining.done()
