@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -263,18 +263,22 @@ def served(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far; 0 where the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(") ", 1)[1].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / 100.0
+    """Processor time of a process and those it began, so far; 0 where the system does not tell."""
+    return sum((int(fields[11]) + int(fields[12])) / 100.0 for fields in _family(pid).values())
 
 
 def rss_mb(pid: int) -> float:
-    """Resident memory of a process, MB; 0 where the system does not tell."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0.0
-    return pages * 4096 / 1e6
+    """Resident memory of a process and those it began, MB; 0 where the system does not tell."""
+    return sum(int(fields[21]) for fields in _family(pid).values()) * 4096 / 1e6
+
+
+def _family(pid: int) -> dict[int, list[str]]:
+    """What the kernel says of a process and its children, from the state on; empty where it does not."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = file.read_text(encoding="utf-8", errors="replace").rsplit(") ", 1)[1].split()
+            one = int(file.parent.name)
+            if pid in (one, int(fields[1])):
+                found[one] = fields
+    return found

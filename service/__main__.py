@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -14,9 +15,11 @@ import uvicorn
 
 from models.errors import InvalidInput
 from service.app import create_app
-from service.protocol import Protocol
-from service.settings import Settings, load_settings
+from service.front import Front
+from service.protocol import Protocol, adopt, config_of, new_protocol
+from service.settings import LOG_FORMAT, Settings, load_settings
 from service.state import ServiceState
+from service.workers import Workers
 
 log = logging.getLogger("focalserve")
 EXIT_USAGE = 2
@@ -35,22 +38,13 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._refused = False
+        self._adopting: set[asyncio.Task[None]] = set()
         app = create_app(settings, self._end_refused)
         self._state: ServiceState = app.state.service
-        super().__init__(
-            uvicorn.Config(
-                app.middleware_stack or app,  # Front itself: FastAPI's own first steps are not for hot routes
-                host=settings.host,
-                port=settings.port,
-                log_config=None,
-                access_log=False,
-                timeout_keep_alive=settings.keep_alive_seconds,
-                timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-                server_header=False,
-                proxy_headers=False,
-                http=Protocol,
-            )
-        )
+        self._workers = self._state.workers = Workers(self._state, self._on_connection)
+        front = app.middleware_stack
+        assert isinstance(front, Front)  # FastAPI's own first steps are not for hot routes
+        super().__init__(config_of(front, settings, self._workers, lifespan=True))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens, several times on one socket: a turn of uvloop takes one new connection of each listener."""
@@ -59,10 +53,25 @@ class Server(uvicorn.Server):
         listening = [one.fileno() for server in self.servers for one in server.sockets]
         for file in listening * (_LISTENERS - 1):
             copy = socket.socket(fileno=os.dup(file))
-            self.servers.append(await loop.create_server(self._connection, sock=copy, backlog=self.config.backlog))
+            self.servers.append(await loop.create_server(self._protocol, sock=copy, backlog=self.config.backlog))
 
-    def _connection(self) -> Protocol:
-        return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what was asked, here and in the processes that help."""
+        began = time.monotonic()
+        await self._workers.stop()
+        took = time.monotonic() - began
+        self.config.timeout_graceful_shutdown = max(1, round(self._settings.grace_seconds - took))
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> Protocol:
+        return new_protocol(self, self._workers)
+
+    def _on_connection(self, file: int, data: bytes) -> None:
+        """A connection that comes back from a process that helps, since it asks for what that one does not do."""
+        self._workers.back()
+        task = asyncio.create_task(adopt(self, self._workers, file, data))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
 
     @property
     def exit_code(self) -> int:
@@ -92,6 +101,7 @@ class Server(uvicorn.Server):
     def _stop_now(self) -> None:
         if self.should_exit:
             self.force_exit = True
+            self._workers.kill()
         self._state.draining = True
         self.should_exit = True
 
@@ -107,9 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         print(f"focalserve serve: {error}\nfocalserve serve --help lists every setting", file=sys.stderr)
         return EXIT_USAGE
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     server = Server(settings)
     log.info("focalserve on http://%s:%d, models %s", settings.host, settings.port, settings.models.name)
     server.run()

@@ -154,6 +154,14 @@ class Catalog:
         """Every version of every model, by name."""
         return [served for name in sorted(self._entries) for served in self._entries[name].versions.values()]
 
+    def names(self) -> list[tuple[str, str, str | None]]:
+        """Name, version and checksum of all of them."""
+        return [(one.name, one.version, one.card.sha256 if one.card else None) for one in self.all()]
+
+    def folders(self) -> list[str]:
+        """The names that the models have on disk."""
+        return [entry.folder for entry in self._entries.values()]
+
     def entry(self, name: str) -> Entry:
         """A model's versions.
 

@@ -9,6 +9,7 @@ from pydantic_core import to_json
 from service import loss_model
 from service.runtime import TensorSpec
 from service.served import Served
+from service.sums import ModelSums
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "statistics"]
 PROBABILITIES = "probabilities"
@@ -68,9 +69,8 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
-def statistics_document(served: Served) -> dict[str, Any]:
+def statistics_document(served: Served, sums: ModelSums) -> dict[str, Any]:
     """A model's counts and times since it was loaded."""
-    sums = served.observer.statistics
     done = {"count": sums.succeeded, "ns": sums.total_ns}
     return {
         "name": served.name,

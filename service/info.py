@@ -87,7 +87,7 @@ async def readyz(request: Request) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Text exposition format."""
     state: ServiceState = request.app.state.service
-    return Response(state.metrics.expose(), media_type=CONTENT_TYPE)
+    return Response(await state.exposition(), media_type=CONTENT_TYPE)
 
 
 @router.get("/models", operation_id="models", summary="What is served", response_model=list[ModelInfo])

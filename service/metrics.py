@@ -1,12 +1,13 @@
 """Prometheus metrics of one app: its own registry, base units, histograms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from models.task import Floats
 from service.samples import Histograms, Tallies
+from service.sums import ModelSums, Summed, Sums
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -53,9 +54,15 @@ class Metrics:
         )
         self.ready = Gauge("focalserve_ready", "1 while /readyz says 200.", registry=registry)
 
-    def expose(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+    def expose(self, others: Sequence[Sums] = ()) -> bytes:
+        """The text that Prometheus scrapes.
+
+        Args:
+            others: what other processes of the service have counted.
+        """
+        registry = CollectorRegistry()
+        registry.register(Summed(self.registry, others))
+        return generate_latest(registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -68,7 +75,7 @@ class Metrics:
 
 
 class ModelObserver:
-    """Takes what one model does into the metrics, and keeps the sums that its statistics show."""
+    """Takes what one model does into the metrics, and keeps the sums that statistics show."""
 
     def __init__(self, metrics: Metrics, model: str, version: str) -> None:
         self._size = metrics.batch_size.series(model)
@@ -79,7 +86,7 @@ class ModelObserver:
         self._depth = metrics.queue_depth.labels(model)
         self._metrics = metrics
         self._labels = (model, version)
-        self.statistics = Statistics()
+        self.sums = ModelSums()
 
     def watch(self, depth: Callable[[], int]) -> None:
         """Where the queue's depth is read."""
@@ -90,7 +97,7 @@ class ModelObserver:
         self._size.observe(size)
         for seconds in queued_seconds:
             self._queue.observe(seconds)
-        self.statistics.batch(size, sum(queued_seconds), run_seconds)
+        self.sums.batch(size, sum(queued_seconds), run_seconds)
 
     def decoded(self, seconds: float) -> None:
         """A picture was decoded."""
@@ -115,33 +122,3 @@ class ModelObserver:
     def labelled(self, label: str, losses: Floats) -> None:
         """Items given that label had these focal losses (N,)."""
         self._metrics.label_loss.series(*self._labels, label).add(losses)
-
-
-class Statistics:
-    """Sums since the model was loaded, as the statistics extension of the Open Inference Protocol shows them."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.runs = 0
-        self.queue_ns = 0
-        self.infer_ns = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.total_ns = 0
-        self.by_size: dict[int, list[int]] = {}
-
-    def batch(self, size: int, queued_seconds: float, run_seconds: float) -> None:
-        """A batch was run."""
-        self.images += size
-        self.runs += 1
-        self.queue_ns += round(queued_seconds * 1e9)
-        self.infer_ns += round(run_seconds * 1e9)
-        row = self.by_size.setdefault(size, [0, 0])
-        row[0] += 1
-        row[1] += round(run_seconds * 1e9)
-
-    def request(self, ok: bool, seconds: float) -> None:
-        """A request for the model was answered."""
-        self.succeeded += ok
-        self.failed += not ok
-        self.total_ns += round(seconds * 1e9)

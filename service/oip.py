@@ -47,11 +47,7 @@ async def answer(state: ServiceState, call: Call) -> Reply:
             state.check_ready()
             return _route(call, "/v2/health/ready", _json({"live": True, "ready": True}))
         case "GET", ["models", "stats"]:
-            return _route(
-                call,
-                "/v2/models/stats",
-                _json({"model_stats": [statistics_document(one) for one in state.catalog.all()]}),
-            )
+            return _route(call, "/v2/models/stats", await _statistics(state, state.catalog.all()))
         case _, ["models", name, "versions", version, *rest] if name and version:
             return await _model(state, call, name, version, rest)
         case _, ["models", name, *rest] if name:
@@ -80,9 +76,7 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
         ready = served is None or served.batcher.alive
         return _route(call, template + "/ready", _json({"name": name, "ready": ready}))
     if rest == ["stats"]:
-        return _route(
-            call, template + "/stats", _json({"model_stats": [statistics_document(served)] if served else []})
-        )
+        return _route(call, template + "/stats", await _statistics(state, [served] if served else []))
     if served is None:
         return _route(call, template, _json(loss_document()))
     versions = sorted(state.catalog.entry(served.name).versions, key=version_key)
@@ -107,7 +101,7 @@ async def _infer(state: ServiceState, call: Call, name: str, version: str | None
         ok = True
     finally:
         served.batcher.holders -= 1
-        served.observer.statistics.request(ok, perf_counter() - start)
+        served.observer.sums.request(ok, perf_counter() - start)
     return tell(call, reply, start, encoding, timed, served.observer)
 
 
@@ -238,10 +232,21 @@ async def _control(state: ServiceState, call: Call, name: str, what: str) -> Rep
     if any(key == "config" or key.startswith("file:") for key in parameters):
         raise NotOffered("a model is loaded as its folder is; config and files in the request are not offered")
     try:
-        await (state.load(name) if what == "load" else state.catalog.unload(name))
+        await (state.load(name) if what == "load" else state.unload(name))
     except BundleError as error:
         raise InvalidRequest(f"refused, and what was served before is served on: {error}") from None
     return Reply(b"")
+
+
+async def _statistics(state: ServiceState, models: Sequence[Served]) -> Reply:
+    others = await state.others()
+    found = []
+    for served in models:
+        sums = served.observer.sums
+        for other in others:
+            sums = sums.plus(other.of_model(served.name, served.version))
+        found.append(statistics_document(served, sums))
+    return _json({"model_stats": found})
 
 
 def _json(document: Any) -> Reply:

@@ -3,22 +3,44 @@
 Of a small request uvicorn's cycle of messages is a large part: an event, a task that waits for the body, two messages
 back. What comes in one read needs none of it. Everything else goes uvicorn's way: bodies that are still under way,
 pipelined requests, connections that close, upgrades, routes of FastAPI.
+
+Where several processes share the work (`service.workers`), a connection may go to another one before a request of it is
+read: its socket and the bytes that came go together.
 """
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import httptools
+import uvicorn
 from starlette.types import Message, Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.channel import Channel
 from service.exchange import Header
 from service.front import Front, Handler, Sealed
+from service.settings import Settings
 
 log = logging.getLogger("focalserve")
+CONNECTION = b"c"
+"""A message with this kind carries a connection: what was read of it, and its socket."""
+
+
+class Share:
+    """Which process answers on which connection. This says: the one that has it."""
+
+    def elsewhere(self, connection: "Protocol", data: bytes) -> Channel | None:
+        """Where the connection belongs by what it says first, when no request of it is under way; None: here."""
+        return None
+
+    def lost(self, connection: "Protocol") -> None:
+        """A connection has ended, or has gone elsewhere."""
 
 
 class WholeRequest:
@@ -45,19 +67,55 @@ class WholeRequest:
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. Its app is a `Front` as it is, not wrapped by uvicorn (`proxy_headers=False`)."""
+    """One connection. Its app is a `Front` as it is, not wrapped by uvicorn (`proxy_headers=False`).
+
+    Args:
+        early: what was read of it elsewhere.
+        share: who else may answer on it.
+        options: uvicorn's.
+    """
 
     app: Front
+    settled = False
+    """Whether it has been decided where it belongs."""
+    moved = False
+    """Whether it has gone elsewhere."""
     _held: Handler | None = None
     """What will answer the request that is held."""
     _parts: list[bytes]
     _size = 0
+    _inside = False
+    """Whether the parser is within a request."""
+
+    def __init__(self, *, early: bytes = b"", share: Share, **options: Any) -> None:
+        super().__init__(**options)
+        self._early = early
+        self._share = share
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        if self._early:
+            self.data_received(self._early)
+            self._early = b""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over, here."""
+        super().connection_lost(exc)
+        self._share.lost(self)
 
     def data_received(self, data: bytes) -> None:
         """What was read; a request that is held and did not end with it goes uvicorn's way."""
+        if not self._inside and (self.cycle is None or self.cycle.response_complete) and self._moved(data):
+            return
         super().data_received(data)
         if self._held is not None and not self.transport.is_closing():
             self._let_go()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._inside = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Holds a hot request until its body is there, mostly at once."""
@@ -83,6 +141,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body's end."""
+        self._inside = False
         handler, self._held = self._held, None
         if handler is None:
             super().on_message_complete()
@@ -92,6 +151,18 @@ class Protocol(HttpToolsProtocol):
         task = self.loop.create_task(self._answer(handler, self.scope, request))  # type: ignore[arg-type]
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def _moved(self, data: bytes) -> bool:
+        """Gives the connection to another process, where it belongs there."""
+        where = self._share.elsewhere(self, data)
+        if where is None or self.transport.get_write_buffer_size() or self.transport.is_closing():
+            return False
+        file = os.dup(self.transport.get_extra_info("socket").fileno())
+        self.moved = True
+        self._unset_keepalive_if_required()
+        self.transport.abort()
+        where.send(CONNECTION + data, file)
+        return True
 
     def _may_hold(self) -> bool:
         idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
@@ -119,6 +190,58 @@ class Protocol(HttpToolsProtocol):
             if not request.keep_alive:
                 self.transport.close()
         self.on_response_complete()
+
+
+def config_of(front: Front, settings: Settings, share: Share, lifespan: bool) -> uvicorn.Config:
+    """How uvicorn serves, in every process.
+
+    Args:
+        front: the application.
+        settings: of the service.
+        share: who answers on which connection.
+        lifespan: whether the application is told of start and stop.
+    """
+    return uvicorn.Config(
+        front,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+        server_header=False,
+        proxy_headers=False,
+        lifespan="auto" if lifespan else "off",
+        http=partial(Protocol, share=share),  # type: ignore[arg-type]
+    )
+
+
+def new_protocol(server: uvicorn.Server, share: Share, early: bytes = b"") -> Protocol:
+    """A connection's, for uvicorn's server."""
+    lifespan = server.lifespan.state
+    return Protocol(
+        config=server.config, server_state=server.server_state, app_state=lifespan, share=share, early=early
+    )  # fmt: skip
+
+
+async def adopt(server: uvicorn.Server, share: Share, file: int, data: bytes) -> None:
+    """Takes a connection over from another process.
+
+    Args:
+        server: of uvicorn.
+        share: who answers on which connection.
+        file: of its socket.
+        data: what was read of it.
+    """
+
+    def protocol() -> Protocol:
+        made = new_protocol(server, share, data)
+        made.settled = True
+        return made
+
+    taken = socket.socket(fileno=file)
+    taken.setblocking(False)
+    await asyncio.get_running_loop().connect_accepted_socket(protocol, taken)
 
 
 def _bytes_of(sealed: Sealed, before: Sequence[Header], keep_alive: bool) -> bytes:

@@ -55,6 +55,7 @@ class Served:
         executor: the batcher's threads.
         observer: its metrics.
         part: how many pictures of a request its threads decode and run in one go; 0: they take decoded ones alone.
+        quick: whether it runs in the event loop.
         how: batches and runs at a time, in words.
     """
 
@@ -66,7 +67,7 @@ class Served:
     executor: ThreadPoolExecutor
     observer: ModelObserver
     part: int
-
+    quick: bool
     how: str
 
     @property
@@ -177,7 +178,7 @@ def _start(
     )
     batcher.start()
     observer.watch(_depth_of(batcher))
-    return Served(name, version, runtime, card, batcher, executor, observer, ways.part, str(ways))
+    return Served(name, version, runtime, card, batcher, executor, observer, ways.part, ways.inline > 0, str(ways))
 
 
 def _depth_of(batcher: Batcher) -> Callable[[], int]:

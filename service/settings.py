@@ -13,6 +13,7 @@ from models.errors import InvalidInput
 from models.image import ImageLimits
 
 PREFIX = "FOCALSERVE_"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
 
@@ -73,6 +74,11 @@ class Settings(BaseSettings):
     )
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="threads that decode images; 0: the cores this process may use"
+    )
+    workers: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="processes that answer small requests while every model is quick on the CPU, each with the models "
+        "in its own memory; 0: the cores this process may use, at most 4",
     )
     audit_dir: Path | None = Field(
         None, description="folder of the audits, of one process at a time; left out, one in the temporary folder"

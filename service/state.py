@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import aclosing
 from itertools import repeat
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
@@ -24,7 +25,11 @@ from service.many import submit_all, submit_later, submit_stream
 from service.metrics import Metrics
 from service.served import Served
 from service.settings import Settings, usable_cores
+from service.sums import Sums
 from service.telemetry import open_telemetry
+
+if TYPE_CHECKING:
+    from service.workers import Workers
 
 log = logging.getLogger("focalserve")
 _WITHOUT_HURRY = 8
@@ -48,6 +53,7 @@ class ServiceState:
             settings.audit_dir, settings.max_audits, settings.audit_max_total_bytes, settings.audit_ttl
         )  # fmt: skip
         self.audits = Audits(store, self)
+        self.workers: Workers | None = None
         self.draining = False
         self._on_refused = on_refused
         self._decoder = Decoder(settings.decode_threads or usable_cores(), settings.image_limits)
@@ -101,6 +107,45 @@ class ServiceState:
             raise self._why_not or NotReady("the models are being loaded")
         await self.catalog.load(name)
         self._why_not = None
+        await self._share(("load", name))
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out; what it has accepted is still answered.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await self.catalog.unload(name)
+        await self._share(("unload", name))
+
+    async def load_these(self, names: Sequence[str]) -> None:
+        """Loads these models, for a process that helps another.
+
+        Raises:
+            FocalserveError: as `Catalog.load`.
+        """
+        for name in names:
+            await self.catalog.load(name)
+        self._why_not = None
+        _settle()
+
+    async def others(self) -> list[Sums]:
+        """What the processes that share the work have counted."""
+        return [] if self.workers is None else await self.workers.sums()
+
+    async def exposition(self) -> bytes:
+        """The text that Prometheus scrapes: of all processes."""
+        return self.metrics.expose(await self.others())
+
+    def own_sums(self) -> Sums:
+        """What this process has counted."""
+        models = [(one.name, one.version, one.observer.sums) for one in self.catalog.all()]
+        return Sums.read(self.metrics.registry, models)
+
+    async def _share(self, change: tuple[str, str] | None = None) -> None:
+        """Has the other processes serve what this one serves."""
+        if self.workers is not None:
+            await self.workers.follow(change)
 
     def with_card(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
         """The model of that name and version, which has a card.
@@ -200,11 +245,10 @@ class ServiceState:
         else:
             self._why_not = None
             self.metrics.ready.set_function(self._ready_number)
-            # What is there now stays: the collector need not walk it again and again, a pause each time.
-            gc.collect()
-            gc.freeze()
+            _settle()
             log.info("models loaded and warm in %.2f s", perf_counter() - start)
             on_ready()
+            await self._share()
 
     def _refuse(self, error: FocalserveError) -> None:
         log.error("not ready: %s", error)
@@ -216,6 +260,12 @@ class ServiceState:
         except FocalserveError:
             return 0.0
         return 1.0
+
+
+def _settle() -> None:
+    """What is there now stays: the collector need not walk it again and again, a pause each time."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:

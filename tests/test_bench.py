@@ -8,13 +8,18 @@ import pytest
 
 from models.losses import softmax_focal
 from scripts import bench, limits
-from scripts.limits import closed_form
+from scripts.limits import best_rate, closed_form
 
 
 def test_the_closed_form_is_the_loss() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0.0, 3.0, (50, 7)).astype(np.float32), rng.integers(0, 7, 50)
     assert np.allclose(closed_form(logits, labels), softmax_focal(logits.astype(np.float64), labels).values)
+
+
+def test_a_lucky_moment_is_no_limit() -> None:
+    slow, lucky = iter([90.0]), iter([120.0, 100.0])
+    assert best_rate([lambda _: next(slow), lambda _: next(lucky)], 1.0) == 100.0
 
 
 def test_every_kind_of_work_gives_its_rows(

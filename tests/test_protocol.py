@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from service.__main__ import Server
 from service.app import create_app
 from service.front import Front, Handler, Sealed
-from service.protocol import Protocol
+from service.protocol import Share, config_of
 from tests.serving import SIZE, Json, pictures, png_of, settings_of, write_linear
 
 IMAGE = png_of(pictures(1, SIZE)[0])
@@ -106,10 +106,9 @@ class Site(NamedTuple):
 async def site(folder: Path, wait: float = 0.0) -> AsyncGenerator[Site]:
     """A server of a linear model on a port of its own, which answers an image alone after `wait` milliseconds."""
     write_linear(folder, ["a", "b"])
-    app = create_app(settings_of(models=folder, max_wait_ms=wait))
+    app = create_app(settings_of(models=folder, max_wait_ms=wait, port=0))
     front = Watched(app, app.state.service)
-    config = uvicorn.Config(front, port=0, http=Protocol, log_config=None, server_header=False, proxy_headers=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(front, app.state.service.settings, Share(), lifespan=True))
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -285,7 +284,7 @@ def test_many_new_connections_are_taken_in_a_few_turns_of_the_loop(tmp_path: Pat
     write_linear(tmp_path, ["a", "b"])
 
     async def crowd() -> int:
-        server = Server(settings_of(models=tmp_path, port=0, drain_seconds=0.0))
+        server = Server(settings_of(models=tmp_path, port=0, drain_seconds=0.0, workers=1))
         task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)

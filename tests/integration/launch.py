@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+ALONE = {"device": "cpu", "port": "0", "workers": "1"}
 
 
 class Server:
@@ -71,9 +72,9 @@ def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @contextmanager
 def launched(artifacts: Path, **settings: str) -> Iterator[Server]:
-    """The service on these artifacts; settings as in FOCALSERVE_..., in small letters."""
+    """The service on these artifacts, in one process; settings as in FOCALSERVE_..., in small letters."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOCALSERVE_")}
-    env |= {f"FOCALSERVE_{name.upper()}": value for name, value in {"device": "cpu", "port": "0", **settings}.items()}
+    env |= {f"FOCALSERVE_{name.upper()}": value for name, value in {**ALONE, **settings}.items()}
     command = [sys.executable, "-m", "service", str(artifacts)]
     with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
         server = Server(process)
