@@ -5,11 +5,9 @@ import io
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
-import numpy as np
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
@@ -43,33 +41,6 @@ class Reply:
     media_type: bytes = JSON
     status: int = 200
     headers: list[Header] = field(default_factory=list)
-
-
-class _Announced:
-    """Takes as many bytes as were announced. numpy asks for large pages, which saves page faults."""
-
-    def __init__(self, length: int) -> None:
-        self._bytes = np.empty(length, np.uint8).data
-        self._size = 0
-
-    def write(self, part: bytes) -> None:
-        """The next bytes.
-
-        Raises:
-            MalformedRequest: there are more than were announced.
-        """
-        end = self._size + len(part)
-        if end > len(self._bytes):
-            raise MalformedRequest("the body is longer than its Content-Length")
-        self._bytes[self._size : end] = part
-        self._size = end
-
-    def getvalue(self) -> memoryview:
-        """All that came."""
-        return self._bytes[: self._size]
-
-
-_Sinks = Callable[[], _Announced | io.BytesIO]
 
 
 class Call:
@@ -140,52 +111,47 @@ class Call:
             MalformedRequest: not gzip though the header says so.
             ClientDisconnect: the client has left.
         """
-        return bytes(await self._whole(most, timeout, sized=False))
+        return bytes(await self.binary(most, timeout))
 
     async def binary(self, most: int, timeout: float) -> Buffer:
-        """As `body`, for what is read as arrays: a long one goes to memory of its announced length."""
-        return await self._whole(most, timeout, sized=True)
-
-    async def _whole(self, most: int, timeout: float, sized: bool) -> Buffer:
+        """As `body`, for what is read as arrays: a long one is where it was received (`service.long_request`)."""
         encoding = self.header(b"content-encoding").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
         announced = self.header(b"content-length")
-        length = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
-        if length > most:
+        if announced.isdecimal() and int(announced[:20]) > most:
             raise BodyTooLarge(f"the body has more than {most} bytes")
-        data = await self._arrived(most, timeout, partial(_Announced, length) if sized and length else io.BytesIO)
+        data = await self._arrived(most, timeout)
         if len(data) >= _PAUSED_FROM:
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())
         return _gunzip(data, most) if encoding == "gzip" else data
 
-    async def _arrived(self, most: int, timeout: float, sinks: _Sinks) -> Buffer:
+    async def _arrived(self, most: int, timeout: float) -> Buffer:
         # Only a body that is not there yet needs a clock.
         if not getattr(self._cycle, "more_body", True):
-            return await self._received(most, sinks)
+            return await self._received(most)
         try:
             async with asyncio.timeout(timeout):
-                return await self._received(most, sinks)
+                return await self._received(most)
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {timeout:g} s") from None
 
-    async def _received(self, most: int, sinks: _Sinks) -> Buffer:
+    async def _received(self, most: int) -> Buffer:
         # A join would take as long again as receiving.
-        whole: _Announced | io.BytesIO | None = None
+        whole = io.BytesIO()
         size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            part: bytes = message.get("body", b"")
+            part: Buffer = message.get("body", b"")
             size += len(part)
             if size > most:
                 raise BodyTooLarge(f"the body has more than {most} bytes")
             last = not message.get("more_body", False)
-            if last and whole is None:
+            if last and size == len(part):
                 return part
-            whole = whole or sinks()
             whole.write(part)
             if last:
                 return whole.getvalue()

@@ -62,6 +62,8 @@ class Front:
         self._app = app
         self._inner = app.build_middleware_stack()
         self._state = state
+        self.most_body = state.settings.max_body_bytes
+        """Bytes of a request's body, at most."""
         self._log_requests = state.settings.access_log
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)

@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.channel import Channel
 from service.exchange import Header
 from service.front import Front, Handler, Sealed
+from service.long_request import LONG, LongRequest
 from service.settings import Settings
 
 log = logging.getLogger("focalserve")
@@ -84,6 +85,8 @@ class Protocol(HttpToolsProtocol):
     """What will answer the request that is held."""
     _parts: list[bytes]
     _size = 0
+    _length = 0
+    """Of the body that is held, where it is long; 0 where it is not."""
     _inside = False
     """Whether the parser is within a request."""
 
@@ -110,7 +113,10 @@ class Protocol(HttpToolsProtocol):
             return
         super().data_received(data)
         if self._held is not None and not self.transport.is_closing():
-            self._let_go()
+            if self._length:
+                self._begin_long(self._held)
+            else:
+                self._let_go()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -124,7 +130,7 @@ class Protocol(HttpToolsProtocol):
             path = url.path.decode("ascii")
             self._held = self.app.handler(method, path)
             if self._held is not None:
-                self._parts, self._size = [], 0
+                self._parts, self._size, self._length = [], 0, self._long_length()
                 self.scope |= {"method": method, "path": path, "raw_path": url.path, "query_string": url.query or b""}
                 return
         super().on_headers_complete()
@@ -136,7 +142,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._parts.append(body)
         self._size += len(body)
-        if self._size > HIGH_WATER_LIMIT:
+        if self._size > HIGH_WATER_LIMIT and not self._length:
             self._let_go()
 
     def on_message_complete(self) -> None:
@@ -146,11 +152,37 @@ class Protocol(HttpToolsProtocol):
         if handler is None:
             super().on_message_complete()
             return
-        request = WholeRequest(b"".join(self._parts))
+        self._begin(handler, WholeRequest(b"".join(self._parts)))
+
+    def finish_body(self) -> None:
+        """The body of a long request is there; what comes now is the next request."""
+        self.transport.pause_reading()
+        self.transport.set_protocol(self)
+        self.transport.resume_reading()
+        self.parser = httptools.HttpRequestParser(self)
+        self._inside = False
+
+    def _begin_long(self, handler: Handler) -> None:
+        """Lets the rest of the body be read to where it stays."""
+        self._held = None
+        request = LongRequest(self, self._parts, self._length, self.expect_100_continue)
+        self._parts = []
+        self.transport.pause_reading()
+        self.transport.set_protocol(request)
+        self.transport.resume_reading()
+        self._begin(handler, request)
+
+    def _begin(self, handler: Handler, request: WholeRequest | LongRequest) -> None:
         self.cycle = request  # type: ignore[assignment]
         task = self.loop.create_task(self._answer(handler, self.scope, request))  # type: ignore[arg-type]
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def _long_length(self) -> int:
+        """Of a body that is long, but not too long to be received."""
+        announced = next((value for name, value in self.headers if name == b"content-length"), b"")
+        length = int(announced) if announced.isdigit() and len(announced) < 16 else 0
+        return length if LONG <= length <= self.app.most_body else 0
 
     def _moved(self, data: bytes) -> bool:
         """Gives the connection to another process, where it belongs there."""
@@ -176,7 +208,7 @@ class Protocol(HttpToolsProtocol):
         for part in self._parts:
             super().on_body(part)
 
-    async def _answer(self, handler: Handler, scope: Scope, request: WholeRequest) -> None:
+    async def _answer(self, handler: Handler, scope: Scope, request: WholeRequest | LongRequest) -> None:
         """Answers; a failure of the outermost layer itself ends the connection."""
         try:
             sealed = await self.app.answer(handler, scope, request.receive)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 ALONE = {"device": "cpu", "port": "0", "workers": "1"}
@@ -61,6 +63,26 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
+
+
+class Answer(NamedTuple):
+    """An answer as it came over a connection."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def answers(link: socket.socket, count: int = 1) -> list[Answer]:
+    """The next so many answers on a connection that has no more to come yet."""
+    found = []
+    with link.makefile("rb") as file:
+        for _ in range(count):
+            status = int(file.readline().split()[1])
+            lines = iter(file.readline, b"\r\n")
+            headers = dict(line.decode("latin-1").rstrip("\r\n").lower().split(": ", 1) for line in lines)
+            found.append(Answer(status, headers, file.read(int(headers["content-length"]))))
+    return found
 
 
 def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:

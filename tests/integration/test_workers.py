@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from models.calibration import log_softmax
-from tests.integration.launch import Server, launched, wait
+from tests.integration.launch import Server, answers, launched, wait
 from tests.serving import SIZE, b64, linear_logits, linear_weights, pictures, png_of, write_linear
 
 LABELS = ["a", "b", "c"]
@@ -224,20 +224,6 @@ def raw(path: str, body: bytes = b"", method: str = "POST") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def answers(link: socket.socket, count: int) -> list[tuple[int, bytes]]:
-    """Status and body of so many answers on one connection."""
-    file = link.makefile("rb")
-    found = []
-    for _ in range(count):
-        status = int(file.readline().split()[1])
-        length = 0
-        while (line := file.readline()) != b"\r\n":
-            if line.lower().startswith(b"content-length:"):
-                length = int(line.split(b":")[1])
-        found.append((status, file.read(length)))
-    return found
-
-
 def test_a_connection_that_pipelines_from_its_beginning_is_answered_by_the_first(server: Server) -> None:
     with ExitStack() as stack:
         connections(server, stack, 3)
@@ -245,8 +231,8 @@ def test_a_connection_that_pipelines_from_its_beginning_is_answered_by_the_first
             link = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             link.sendall(raw("/predict", FILES[0]) + raw("/healthz", method="GET") + raw("/predict", FILES[1]))
             found = answers(link, 3)
-            assert [status for status, _ in found] == [200, 200, 200]
-            assert b'"live":true' in found[1][1]
+            assert [one.status for one in found] == [200, 200, 200]
+            assert b'"live":true' in found[1].body
 
 
 def test_what_the_other_process_gets_behind_a_request_in_a_pipeline_is_refused_with_words(two: list[Client]) -> None:
@@ -254,8 +240,8 @@ def test_what_the_other_process_gets_behind_a_request_in_a_pipeline_is_refused_w
     assert link is not None
     link.sendall(raw("/predict", FILES[0]) + raw("/healthz", method="GET") + raw("/predict", FILES[1]))
     found = answers(link, 3)
-    assert [status for status, _ in found] == [200, 503, 200]
-    assert b"pipeline" in found[1][1]
+    assert [one.status for one in found] == [200, 503, 200]
+    assert b"pipeline" in found[1].body
 
 
 def test_clients_that_leave_are_forgotten(server: Server) -> None:
