@@ -85,8 +85,6 @@ class Protocol(HttpToolsProtocol):
     """What will answer the request that is held."""
     _parts: list[bytes]
     _size = 0
-    _length = 0
-    """Of the body that is held, where it is long; 0 where it is not."""
     _inside = False
     """Whether the parser is within a request."""
 
@@ -113,8 +111,9 @@ class Protocol(HttpToolsProtocol):
             return
         super().data_received(data)
         if self._held is not None and not self.transport.is_closing():
-            if self._length:
-                self._begin_long(self._held)
+            length = self._long_length()
+            if length:
+                self._begin_long(self._held, length)
             else:
                 self._let_go()
 
@@ -130,7 +129,7 @@ class Protocol(HttpToolsProtocol):
             path = url.path.decode("ascii")
             self._held = self.app.handler(method, path)
             if self._held is not None:
-                self._parts, self._size, self._length = [], 0, self._long_length()
+                self._parts, self._size = [], 0
                 self.scope |= {"method": method, "path": path, "raw_path": url.path, "query_string": url.query or b""}
                 return
         super().on_headers_complete()
@@ -142,7 +141,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._parts.append(body)
         self._size += len(body)
-        if self._size > HIGH_WATER_LIMIT and not self._length:
+        if self._size > HIGH_WATER_LIMIT and not self._long_length():
             self._let_go()
 
     def on_message_complete(self) -> None:
@@ -162,10 +161,10 @@ class Protocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._inside = False
 
-    def _begin_long(self, handler: Handler) -> None:
+    def _begin_long(self, handler: Handler, length: int) -> None:
         """Lets the rest of the body be read to where it stays."""
         self._held = None
-        request = LongRequest(self, self._parts, self._length, self.expect_100_continue)
+        request = LongRequest(self, self._parts, length, self.expect_100_continue)
         self._parts = []
         self.transport.pause_reading()
         self.transport.set_protocol(request)
