@@ -19,7 +19,7 @@ from models.errors import InvalidLabel
 
 _KEYS = ("box", "label", "iscrowd", "id")
 _FURTHEST = 1e6
-_THINNEST = 1e-3
+THINNEST = 1e-3
 
 
 def read_boxes(label: Any, names: Sequence[str]) -> BoxLabels:
@@ -82,7 +82,7 @@ def _corners(box: Any, place: str) -> list[float]:
         raise InvalidLabel(
             f"{place}: the corners are swapped: x1, y1 is the left upper one, x2, y2 the right lower one"
         )
-    if min(x2 - x1, y2 - y1) < _THINNEST:
+    if min(x2 - x1, y2 - y1) < THINNEST:
         raise InvalidLabel(f"{place}: the box has no area")
     return [x1, y1, x2, y2]
 

@@ -81,6 +81,8 @@ class ClassFacts(CardPart):
         recall: of images of the class; None where there were none.
         f1: harmonic mean of both; None where undefined.
         validation_count: validation images of the class.
+        ap: detectors: average precision over COCO's ten IoUs; None without boxes of the class.
+        ap50: the same at IoU .5.
         loss_quantiles: validation focal loss of the class at `ModelCard.quantile_levels`; empty where it had none.
     """
 
@@ -89,6 +91,8 @@ class ClassFacts(CardPart):
     prior: Probability
     decision_threshold: Probability = 0.5
     confidence_threshold: Probability = 0.5
+    ap: Probability | None = None
+    ap50: Probability | None = None
     precision: Probability | None = None
     recall: Probability | None = None
     f1: Probability | None = None

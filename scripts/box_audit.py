@@ -101,7 +101,7 @@ def judge_fold(
     out = set(held.tolist())
     train = tuple(sample for row, sample in enumerate(data.samples) if row not in out)
     val = tuple(data.samples[row] for row in held.tolist())
-    if not any(len(sample.boxes) for sample in train):
+    if not any(sample.classes for sample in train):
         raise InvalidInput("a fold has no box to train on; use fewer --folds, or more pictures")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -70,6 +70,16 @@ class BoxDataSet:
         flat = [k for sample in self.samples for k in sample.classes]
         return np.bincount(np.array(flat, np.int64), minlength=len(self.labels)).astype(np.int64)
 
+    @property
+    def left_out(self) -> tuple[Skipped, ...]:
+        """Pictures and boxes."""
+        return *self.skipped, *self.dropped
+
+    @property
+    def ignored(self) -> int:
+        """Ignore regions: crowds and difficult objects."""
+        return sum(int(sample.boxes.ignored.sum()) for sample in self.samples)
+
     def relative(self, sample: BoxSample) -> str:
         """The sample's path from the root, with forward slashes."""
         return sample.path.relative_to(self.root).as_posix()

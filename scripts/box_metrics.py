@@ -1,6 +1,6 @@
 """Average precision of detections by COCO's rules, computed by faster-coco-eval (bit-equal to pycocotools)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,8 +123,53 @@ def measure_boxes(
     )
 
 
+def redrawn_precision(
+    given: Sequence[BoxLabels],
+    found: Sequence[Detections],
+    labels: Sequence[str],
+    draws: Iterable[NDArray[np.int64]],
+    *,
+    max_dets: int = 100,
+) -> NDArray[np.float64]:
+    """AP, AP50, AP75 and AP of small, medium and large boxes (D, 6) of D draws of the images, as `measure_boxes` says.
+
+    NaN where a draw has no such boxes.
+
+    Boxes are matched once, so a draw costs a tenth of measuring it.
+
+    Args:
+        given: the boxes of each image.
+        found: the detections of each image.
+        labels: class names.
+        draws: rows of the images (I,), with repeats, I as many as there are images.
+        max_dets: as of `measure_boxes`.
+
+    Raises:
+        InvalidInput: as `measure_boxes`.
+    """
+    _check(given, found, len(labels), max_dets, ())
+    evaluation = _evaluate(given, found, labels, max_dets, (), separate=True)
+    # One per class, size and image, the image last; the library has no public name for them.
+    matched = evaluation._evalImgs_cpp
+    first = range(0, len(matched), len(given))
+    rows = []
+    for draw in draws:
+        evaluation._evalImgs_cpp = [matched[start + k] for start in first for k in draw.tolist()]
+        evaluation.accumulate()
+        precision = np.asarray(evaluation.eval["precision"], np.float64)[..., 0]
+        parts = precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., k] for k in (1, 2, 3))
+        rows.append([_mean(part) for part in parts])
+    return np.asarray(rows, np.float64)
+
+
 def _evaluate(
-    given: Sequence[BoxLabels], found: Sequence[Detections], labels: Sequence[str], max_dets: int, ious: Sequence[float]
+    given: Sequence[BoxLabels],
+    found: Sequence[Detections],
+    labels: Sequence[str],
+    max_dets: int,
+    ious: Sequence[float],
+    *,
+    separate: bool = False,
 ) -> COCOeval_faster:
     truth = COCO()
     truth.dataset = {
@@ -136,7 +181,7 @@ def _evaluate(
         row["id"] = number
     truth.createIndex()
     results = truth.loadRes([row for k, one in enumerate(found, start=1) for row in _found_rows(k, one)])
-    evaluation = COCOeval_faster(truth, results, iouType="bbox", print_function=_say_nothing)
+    evaluation = COCOeval_faster(truth, results, iouType="bbox", print_function=_say_nothing, separate_eval=separate)
     evaluation.params.iouThrs = np.concatenate([_COCO_IOUS, ious])
     evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()

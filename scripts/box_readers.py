@@ -21,6 +21,7 @@ from scripts.box_data import BoxDataSet, BoxSample
 from scripts.box_table_csv import has_box_columns, read_box_csv
 from scripts.box_tables import Box, BoxTable, RawBox, RawImage, clip_box, turn_box
 from scripts.coco import read_coco
+from scripts.messages import printable
 from scripts.pools import map_ahead
 from scripts.readers import OnBadImage, Skipped, find_file, sort_labels
 from scripts.tables import SPLITS, Problems
@@ -96,8 +97,8 @@ def read_boxes(
         clipped += cut
     if on_bad_box == "fail":
         _refuse(dropped, path.name)
-    if not any(len(sample.boxes) for sample in samples):
-        raise InvalidInput(f"{path}: no picture has a box that can be used")
+    if not any(sample.classes for sample in samples):
+        raise InvalidInput(f"{path}: no picture has a box that can be used (ignore regions do not count)")
     return BoxDataSet(table.root, names, tuple(samples), (*table.skipped, *skipped), tuple(dropped), clipped)
 
 
@@ -132,6 +133,11 @@ def _choose_labels(table: BoxTable, given: Sequence[str] | None, path: Path) -> 
     found = table.labels or sort_labels({box.label for image in table.images for box in image.boxes})
     if not found:
         raise InvalidInput(f"{path}: no box has a label")
+    for name in found:
+        if not name.isprintable():
+            raise InvalidInput(
+                f"{path.name}: the class name {printable(name)[:60]} has characters that cannot be shown"
+            )
     return found
 
 
@@ -167,6 +173,8 @@ def _see(image: RawImage, table: BoxTable) -> _Seen | InvalidInput:
         file = _find(image.file, table.folders)
     except InvalidInput as error:
         return error
+    except OSError as error:  # such as a name that is too long for a file
+        return InvalidInput(f"{image.file[:60]}...: {error.strerror or error}")
     try:
         data = file.read_bytes()
         height, width = decode_image(data).shape[:2]

@@ -1,14 +1,17 @@
 """`focalserve predict` and `focalserve loss` where the model is a detector: rows of boxes."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from models.boxes import BoxLabels
+from models.errors import FocalserveError, InvalidInput
 from scripts.asking import chunks, read_file
-from scripts.box_data import BoxDataSet
+from scripts.box_data import BoxDataSet, BoxSample
 from scripts.clients import LabelledImage, Model
 
+_PLACE = re.compile(r"inputs\.(\d+)\.(?:boxes\.(\d+)\.)?")
 _CORNERS = ("x1", "y1", "x2", "y2")
 PREDICT_COLUMNS = ("image", "label", "score", *_CORNERS, "error")
 """Of .csv: a row per detection, and one without a box for a picture without any; `focalserve train` reads it."""
@@ -63,7 +66,11 @@ def score_boxes(
             LabelledImage(data.relative(one), read_file(one.path), wire_boxes(one.boxes, data.labels))
             for one in samples
         ]
-        for sample, image, item in zip(samples, asked, model.loss(asked, options), strict=True):
+        try:
+            items = model.loss(asked, options)
+        except FocalserveError as error:
+            raise _placed(error, samples) from None
+        for sample, image, item in zip(samples, asked, items, strict=True):
             if "error" in item:
                 failed.append({"kind": "error", "rank": None, "image": image.id, "error": item["error"].get("detail")})
                 continue
@@ -102,6 +109,17 @@ def show_worst(rows: Sequence[dict[str, Any]], count: int) -> None:
         better = f" -> {row['suggested_label']}" if row["suggested_label"] else ""
         print(f"  {row['rank']:5d}  quality {row['label_score']:.3f}  loss {row['loss']:.3f}  {row['image']}  "
               f"box {row['index']}  {row['cause']}  given {row['given_label']}{better}", file=sys.stderr)  # fmt: skip
+
+
+def _placed(error: FocalserveError, samples: Sequence[BoxSample]) -> FocalserveError:
+    """What is wrong with a request, told of the data set's own picture and annotation."""
+    found = _PLACE.match(str(error))
+    if found is None:
+        return error
+    sample = samples[int(found[1])]
+    name = None if found[2] is None else sample.boxes.ids[int(found[2])]
+    where = sample.origin if name is None else f"{sample.origin}, annotation {name}"
+    return InvalidInput(f"{where}: {str(error)[found.end() :]}")
 
 
 def _box_row(image: str, given: BoxLabels, item: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.box_labels import THINNEST
 from models.errors import InvalidInput
 from scripts.readers import Skipped
 
@@ -116,15 +117,15 @@ def clip_box(box: Box, width: int, height: int) -> tuple[Box, bool]:
     """The part of a box that lies in its picture, pixels, and whether that is less than the box.
 
     Raises:
-        InvalidInput: swapped corners, no area, or wholly outside.
+        InvalidInput: swapped corners, a side of less than a thousandth of a pixel, or wholly outside.
     """
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
         raise InvalidInput(f"swapped corners or a negative side: {_shown(box)}")
-    if x2 == x1 or y2 == y1:
+    if min(x2 - x1, y2 - y1) < THINNEST:
         raise InvalidInput(f"no area: {_shown(box)}")
     inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+    if min(inside[2] - inside[0], inside[3] - inside[1]) < THINNEST:
         raise InvalidInput(f"wholly outside the picture of {width} x {height}: {_shown(box)}")
     return inside, max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _CLIPPED
 

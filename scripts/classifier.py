@@ -25,13 +25,12 @@ from scripts.batches import Indices, Store, augment, open_store, prefetch
 from scripts.config import RUN_FOLDER, TrainConfig
 from scripts.evaluate import HeldOut, Score, evaluate, format_report, score_epoch
 from scripts.heldout import learn_label_noise, store_epoch
-from scripts.messages import say
+from scripts.messages import say, say_left_out
 from scripts.readers import DataSet, Sample, read_dataset
 from scripts.recipes import Diverged, build_optimizer
 from scripts.splits import split_dataset
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-_SHOWN = 8
 _EVALUATED_AT_ONCE = 256
 
 
@@ -135,8 +134,7 @@ def read_classes(config: TrainConfig) -> Parts:
         raise InvalidInput("training needs two images or more")
     counts = count_classes(train, len(data.labels))
     say(f"{data.task}, {len(train)} training and {len(val)} validation images, {len(data.skipped)} left out")
-    for skipped in data.skipped[:_SHOWN]:
-        say(f"  left out: {skipped.origin}: {skipped.reason}")
+    say_left_out(data.skipped)
     say(format_counts(data.labels, counts, count_classes(val, len(data.labels))))
     return Parts(data, train, val, counts, choose_input(config, train[0]))
 

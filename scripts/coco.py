@@ -130,8 +130,11 @@ def _read_annotation(record: Record, names: Mapping[Id, str], origin: str) -> Ra
     if not isinstance(written, list):
         raise InvalidInput("there is no bbox" if written is None else "bbox is not a list")
     x, y, width, height = read_box(written)
-    ignored = record.get("iscrowd", 0) not in (0, None)
-    return RawBox((x, y, x + width, y + height), names[cast(Id, category)], origin, cast(Id | None, key), ignored)
+    crowd = record.get("iscrowd") or 0
+    if not isinstance(crowd, int) or crowd not in (0, 1):
+        raise InvalidInput(f"iscrowd is {crowd!r}, not 0 or 1")
+    corners = (x, y, x + width, y + height)
+    return RawBox(corners, names[cast(Id, category)], origin, cast(Id | None, key), bool(crowd))
 
 
 def _read_image(key: Id, record: Record, boxes: tuple[RawBox, ...], source: str, problems: Problems) -> RawImage:

@@ -104,7 +104,9 @@ class TrainConfig(BaseSettings):
     )
     freeze: Annotated[int, Field(ge=0, le=5)] = Field(0, description="Detector: stages of the backbone that stay.")
     anchor_sizes: list[Positive] = Field(
-        [], description="Detector: sides of the anchors, dealt out to the levels in order; default: from the boxes."
+        [],
+        description="Detector: sides of the anchors, between commas, dealt out to the levels in order; default: from "
+        "the boxes.",
     )
     anchor_ratios: list[Positive] = Field([], description="Detector: height over width; default: 0.5, 1, 2.")
     max_detections: Annotated[int, Field(ge=1, le=1000)] = Field(100, description="Detector: of one image, at most.")
@@ -112,7 +114,8 @@ class TrainConfig(BaseSettings):
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = Field(2.0, description="Focusing; 0 is cross-entropy.")
     alpha: Weighting = Field(
         "class-balanced",
-        description="Class weights: none, balanced (inverse frequency), class-balanced, or a number (sigmoid).",
+        description="Class weights: none, balanced (inverse frequency), class-balanced, or a number (sigmoid tasks); "
+        "of a detector none or a number.",
     )
     alpha_beta: Share = Field(0.999, description="Of class-balanced: weights (1-b)/(1-b^n), their mean 1.")
     label_smoothing: Share = Field(0.0, description="Share of each label that is spread over the classes.")

@@ -34,11 +34,10 @@ from scripts.box_validation import draw_validation, measure_classes, predict_val
 from scripts.config import RUN_FOLDER, TrainConfig
 from scripts.evaluate import Score
 from scripts.label_checks import fit_label_checks
-from scripts.messages import say
+from scripts.messages import say, say_left_out
 from scripts.recipes import build_optimizer
 from scripts.splits import split_boxes
 
-_SHOWN = 8
 _LARGEST_AUTO = 640
 _BODY_RATE = 0.3
 """Share of the learning rate at which published weights go on learning."""
@@ -157,6 +156,7 @@ def read_box_parts(config: TrainConfig) -> BoxParts:
     """Reads and splits the data, says what it holds, and chooses input and anchors."""
     if config.data is None:
         raise InvalidInput("DATA is missing")
+    _check_alpha(config)
     data = read_boxes(
         config.data, labels=config.labels or None, images=config.images, on_bad_image=config.on_bad_image,
         on_bad_box=config.on_bad_box,
@@ -166,12 +166,20 @@ def read_box_parts(config: TrainConfig) -> BoxParts:
         raise InvalidInput("training needs two images or more")
     counts = count_boxes(train, len(data.labels))
     say(f"detection, {len(train)} training and {len(val)} validation images, {len(data.skipped)} left out")
-    say(f"{len(data.dropped)} boxes left out, {data.clipped} cut at the edge of their picture")
-    for skipped in (*data.skipped, *data.dropped)[:_SHOWN]:
-        say(f"  left out: {skipped.origin}: {skipped.reason}")
+    regions = f", {data.ignored} ignore regions" if data.ignored else ""
+    say(f"{len(data.dropped)} boxes left out, {data.clipped} cut at the edge of their picture{regions}")
+    say_left_out(data.left_out)
     say(format_counts(data.labels, counts, count_boxes(val, len(data.labels))))
+    if not any(sample.classes for sample in val):
+        raise InvalidInput("no validation image has a box that counts, so there is nothing to measure precision with")
     spec = choose_size(config, data.samples)
     return BoxParts(data, train, val, counts, spec, choose_anchors(config, spec, train))
+
+
+def _check_alpha(config: TrainConfig) -> float | None:
+    if isinstance(config.alpha, str) and config.alpha != "none":
+        raise InvalidInput("--alpha of a detector is none or a number from 0 to 1")
+    return None if config.alpha == "none" else float(config.alpha)
 
 
 def count_boxes(samples: Sequence[BoxSample], classes: int) -> NDArray[np.int64]:
@@ -206,17 +214,24 @@ def choose_anchors(config: TrainConfig, spec: ImageInput, train: Sequence[BoxSam
     count = len(plan.sizes) * plan.levels
     ratios = config.anchor_ratios or base.ratios
     own = [size for level in base.levels for size in level.sizes]
-    tried = [_levels(base, sizes, ratios) for sizes in (
-        [sorted(config.anchor_sizes)] if config.anchor_sizes else [propose_sizes(boxes, count), own])]  # fmt: skip
+    tried = [_levels(base, sizes, ratios) for sizes in (propose_sizes(boxes, count), own)]
     shares = [unreached_share(boxes, one, spec.height, spec.width) for one in tried]
-    chosen, missed = min(zip(tried, shares, strict=True), key=lambda each: each[1])
-    sizes = [size for level in chosen.levels for size in level.sizes]
+    chosen, missed = proposed, least = min(zip(tried, shares, strict=True), key=lambda each: each[1])
+    if config.anchor_sizes:
+        chosen = _levels(base, sorted(config.anchor_sizes), ratios)
+        missed = unreached_share(boxes, chosen, spec.height, spec.width)
     detector = chosen.model_copy(update={
         "box_loss": config.box_loss, "box_weight": config.box_weight, "max_detections": config.max_detections,
     })  # fmt: skip
-    say(f"anchors of {', '.join(f'{size:g}' for size in sizes)} pixels; no anchor reaches IoU 0.5 for {missed:.1%} of "
+    say(f"anchors of {_sizes(chosen, ', ')} pixels; no anchor reaches IoU 0.5 for {missed:.1%} of "
         "the boxes (they are learnt by their best one)")  # fmt: skip
+    if least < missed:
+        say(f"  proposed: --anchor-sizes {_sizes(proposed, ',')}, with which that is so for {least:.1%}")
     return detector
+
+
+def _sizes(spec: DetectorSpec, between: str) -> str:
+    return between.join(f"{size:g}" for level in spec.levels for size in level.sizes)
 
 
 def _levels(base: DetectorSpec, sizes: Sequence[float], ratios: Sequence[float]) -> DetectorSpec:
@@ -241,9 +256,7 @@ def place_boxes(sample: BoxSample, spec: ImageInput) -> BoxLabels:
 def build_detection(config: TrainConfig, parts: BoxParts, device: torch.device) -> DetectorJob:
     """Net, loss and optimizer, and the images decoded."""
     torch.manual_seed(config.seed)
-    if isinstance(config.alpha, str) and config.alpha != "none":
-        raise InvalidInput("--alpha of a detector is none or a number from 0 to 1")
-    alpha = None if config.alpha == "none" else float(config.alpha)
+    alpha = _check_alpha(config)
     net = build_started_detector(config, parts)
     served = ServedDetector(net, parts.spec, parts.detector)
     served.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -88,6 +88,11 @@ class DataSet:
     ignored: int = 0
 
     @property
+    def left_out(self) -> tuple[Skipped, ...]:
+        """What was left out."""
+        return self.skipped
+
+    @property
     def counts(self) -> NDArray[np.int64]:
         """Samples per class, (K,) int64; a sample with several labels counts in each."""
         flat = [k for sample in self.samples for k in sample.classes]

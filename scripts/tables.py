@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models.cells import restore
 from models.errors import InvalidInput
+from scripts.messages import printable
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "image": ("image", "path", "file_name", "filename", "file", "image_path"),
@@ -79,7 +80,7 @@ class Problems:
 
     def add(self, origin: str, reason: str) -> None:
         """Notes one problem."""
-        self.found.append(f"{origin}: {reason}")
+        self.found.append(printable(f"{origin}: {reason}"))
 
     def stop_if_any(self) -> None:
         """Raises InvalidInput with what was noted."""
@@ -148,7 +149,7 @@ def find_columns(
         candidates = [name for name in names if name in ((asked.strip().lower(),) if asked else aliases)]
         if len(candidates) > 1:
             both = " and ".join(f"'{name}'" for name in candidates)
-            raise InvalidInput(f"{origin}: {both} could each be the {role} column; choose one with {role}_column")
+            raise InvalidInput(f"{origin}: {both} could each be the {role} column; rename one of them")
         if not candidates and (asked or role not in optional):
             wanted = f"'{asked}'" if asked else f"for the {role} (one of {', '.join(aliases)})"
             raise InvalidInput(f"{origin}: no column {wanted}; there are: {', '.join(names) or 'none'}")

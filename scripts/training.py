@@ -24,7 +24,7 @@ from scripts.config import RUN_FOLDER, TrainConfig
 from scripts.evaluate import Score
 from scripts.interrupts import Interrupted, Interrupts
 from scripts.job import build_job, read_parts
-from scripts.messages import say
+from scripts.messages import say, write_left_out
 from scripts.recipes import Diverged, Recipe, choose_device, use_threads
 
 _SHOWN_FILES = 8
@@ -60,6 +60,7 @@ def run(config: TrainConfig, interrupts: Interrupts) -> None:
     if config.version and (config.out / config.version).exists():
         raise InvalidInput(f"{config.out / config.version} exists already; a version is written once")
     with locked(config.out / RUN_FOLDER):
+        write_left_out(config.out / RUN_FOLDER, parts.data.left_out)
         job = build_job(config, parts, device)
         progress = restore(job)
         if progress.version is None:
@@ -124,6 +125,8 @@ def fit(job: Recipe, at: Progress, interrupts: Interrupts) -> None:
                     at.seconds = time.monotonic() - began
                     end_epoch(job, at, scores, steps)
                 interrupts.check()
+        if at.epoch < config.epochs:
+            say(f"stopped early: {at.stale} epochs without a better score (--patience)")
     except Interrupted:
         with interrupts.defer():
             at.seconds = time.monotonic() - began

@@ -83,11 +83,10 @@ def _read_objects(tree: Element, origin: str, faults: list[Skipped]) -> Iterator
             name = (found.findtext("name") or "").strip()
             if not name:
                 raise InvalidInput("it has no name")
-            box = _read_corners(found, ones)
+            box, difficult = _read_corners(found, ones), _read_difficult(found)
         except InvalidInput as error:
             faults.append(Skipped(place, str(error)))
             continue
-        difficult = (found.findtext("difficult") or "").strip() not in ("", "0")
         yield RawBox(box, name, place, number, difficult)
 
 
@@ -97,9 +96,18 @@ def counts_from_one(tree: Element) -> float:
 
 
 def _read_corners(found: Element, ones: float) -> Box:
+    if len(found.findall("bndbox")) > 1:
+        raise InvalidInput("it has more than one bndbox")
     texts = [found.findtext(f"bndbox/{corner}") for corner in CORNERS]
     x1, y1, x2, y2 = read_box([text.strip() for text in texts if text is not None])
     return x1 - ones, y1 - ones, x2, y2
+
+
+def _read_difficult(found: Element) -> bool:
+    text = (found.findtext("difficult") or "").strip()
+    if text not in ("", "0", "1"):
+        raise InvalidInput(f"difficult is {text[:20]!r}, not 0 or 1")
+    return text == "1"
 
 
 def read_size(tree: Element) -> tuple[int, int] | None:

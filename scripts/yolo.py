@@ -79,6 +79,15 @@ def _read_names(path: Path, config: Mapping[str, object]) -> tuple[str, ...]:
         if sorted(written, key=str) != sorted(range(len(written)), key=str):
             raise InvalidInput(f"{source}: the names must be numbered 0, 1, 2, ...")
         written = [written[k] for k in range(len(written))]
+    odd = (
+        [type(name).__name__ for name in written if type(name) not in (str, int, float)]
+        if isinstance(written, list)
+        else []
+    )
+    if odd:
+        raise InvalidInput(
+            f"{source}: a name is a {odd[0]}, not text; YAML reads yes, no, on and off as bool: put them in quotes"
+        )
     names = tuple(str(name).strip() for name in written) if isinstance(written, list) else ()
     if not names or not all(names) or len(set(names)) != len(names):
         raise InvalidInput(f"{source}: names must be a list of different names, none empty")
@@ -99,7 +108,9 @@ def _pictures(path: Path, config: Mapping[str, object], images: Path | None) -> 
     for key in listed:
         entries = config[key]
         for entry in entries if isinstance(entries, list) else [entries]:
-            yield from (_Picture(file, _labels_of(file, path), key) for file in _entry(str(entry), path, config))
+            if not isinstance(entry, str):
+                raise InvalidInput(f"{CONFIGS[0]}: {key} should be a folder, a file, or a list of them")
+            yield from (_Picture(file, _labels_of(file, path), key) for file in _entry(entry, path, config))
 
 
 def _entry(entry: str, path: Path, config: Mapping[str, object]) -> list[Path]:
@@ -108,7 +119,10 @@ def _entry(entry: str, path: Path, config: Mapping[str, object]) -> list[Path]:
     below = entry.replace("\\", "/")
     while below.startswith(("../", "./")):
         below = below.partition("/")[2]
-    starts = [path / str(config.get("path") or "."), path]
+    root = config.get("path") or "."
+    if not isinstance(root, str):
+        raise InvalidInput(f"{CONFIGS[0]}: path should be a folder")
+    starts = [path / root, path]
     candidates = [(start / text).resolve() for start in starts for text in (entry, below)]
     inside = [one for one in candidates if one.is_relative_to(path) and one.exists()]
     if not inside:

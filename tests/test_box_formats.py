@@ -1,9 +1,11 @@
 """YOLO, Pascal VOC and CSV: their layouts, and what is wrong in them named by file and line."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +68,32 @@ def test_bad_lines_of_yolo_are_named(tmp_path: Path) -> None:
     assert (boxes.xyxy.round(3).tolist(), boxes.ids) == ([[81.6, 28.8, 96.0, 35.2]], (11,))
 
 
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("names: [a, no]", "a name is a bool"),
+        ("x: &a [1, 2]\nnames: [*a, b]", "a name is a list"),
+        ("names: [Bag, Dress, Sandal]\ntrain: [[images]]", "train should be a folder"),
+    ],
+)
+def test_what_yaml_makes_of_a_name_is_told(tmp_path: Path, text: str, want: str) -> None:
+    yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(text)
+    assert want in fails(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place", ["names: *j", "names: [a, b, c]\ntrain: *j", "names: [a, b, c]\ntrain: images\npath: *j"]
+)
+def test_aliases_of_aliases_in_yaml_cost_nothing(tmp_path: Path, place: str) -> None:
+    yolo(tmp_path)
+    levels = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise("abcdefghij")]
+    (tmp_path / "data.yaml").write_text("\n".join([*levels, place]))
+    with pytest.raises(InvalidInput):
+        read_boxes(tmp_path, progress=False)
+
+
 def test_voc_difficult_objects_image_sets_and_pictures_without_xml(tmp_path: Path) -> None:
     voc(tmp_path)
     for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".png")):
@@ -110,6 +138,26 @@ def test_bad_voc_files_are_named(tmp_path: Path) -> None:
     )
     message = fails(tmp_path)
     assert "two.xml: object 1: 3 numbers" in message and "two.xml: object 2: it has no name" in message
+
+
+@pytest.mark.parametrize(
+    "old, new, want",
+    [
+        ("</name>", "</name><difficult>maybe</difficult>", "difficult is 'maybe', not 0 or 1"),
+        ("</bndbox>", "</bndbox><bndbox></bndbox>", "it has more than one bndbox"),
+    ],
+)
+def test_what_voc_leaves_open_is_refused(tmp_path: Path, old: str, new: str, want: str) -> None:
+    file = voc(tmp_path) / "two.xml"
+    file.write_text(file.read_text().replace(old, new, 1))
+    assert f"two.xml: object 1: {want}" in fails(tmp_path)
+
+
+def test_two_columns_for_a_corner_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    path = box_csv(tmp_path, "image,x1,y1,x2,y2,label")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0] + ",xmin", *(line + ",3" for line in lines[1:])]))
+    assert "could each be the x1 column; rename one of them" in fails(path)
 
 
 def test_csv_aliases_splits_negatives_and_bad_rows(tmp_path: Path) -> None:

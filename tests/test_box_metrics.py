@@ -5,7 +5,7 @@ import pytest
 
 from models.boxes import BoxLabels
 from models.errors import InvalidInput
-from scripts.box_metrics import BoxMetrics, Detections, measure_boxes
+from scripts.box_metrics import BoxMetrics, Detections, measure_boxes, redrawn_precision
 
 Rows = list[tuple[list[float], int]]
 
@@ -110,3 +110,20 @@ def test_what_does_not_fit_together_is_refused() -> None:
             measure_boxes(given, detections, ["a"])
     with pytest.raises(InvalidInput, match="IoU between"):
         measure_boxes([boxes([])], [found([])], ["a"], ious=(1.0,))
+
+
+def test_draws_of_the_images_are_measured_as_if_each_were_a_data_set_of_its_own() -> None:
+    rng = np.random.default_rng(3)
+    given, detected = [], []
+    for _ in range(12):
+        corners = rng.uniform(0, 100, (int(rng.integers(0, 5)), 2))
+        boxed = [([*map(float, (x, y, x + 20, y + 30))], int(rng.integers(2))) for x, y in corners]
+        given.append(boxes(boxed, ignored=(1,)))
+        near = [([float(v + rng.normal(0, 3)) for v in box], label, float(rng.random())) for box, label in boxed]
+        detected.append(found([*near, ([0.0, 0, 9, 9], 0, float(rng.random()))]))
+    draws = [np.arange(12), np.zeros(12, np.int64), *(rng.integers(0, 12, 12) for _ in range(5))]
+    for row, draw in zip(redrawn_precision(given, detected, ["a", "b"], draws, max_dets=7), draws, strict=True):
+        alone = measure_boxes([given[k] for k in draw], [detected[k] for k in draw], ["a", "b"], max_dets=7)
+        wanted = [alone.ap, alone.ap50, alone.ap75, alone.ap_small, alone.ap_medium, alone.ap_large]
+        assert np.array_equal(row, np.asarray(wanted, np.float64), equal_nan=True)
+    assert len(set(redrawn_precision(given, detected, ["a", "b"], draws)[:, 0].tolist())) > 4

@@ -84,6 +84,12 @@ BROKEN: list[tuple[dict[str, object], str]] = [
     ({"id": None, "bbox": "5 5 9 9"}, "annotation #15: bbox is not a list"),
     ({"id": 211, "bbox": [5, 5, 10**400, 9]}, "annotation 211: "),
     ({"id": 212, "bbox": [5, 5, 9, 0]}, "annotation 212: no area"),
+    ({"id": 213, "bbox": [5, 5, 1e-9, 1e-9]}, "annotation 213: no area"),
+    ({"id": 214, "bbox": [95.9999, 5, 9, 9]}, "annotation 214: wholly outside the picture of 96 x 64"),
+    ({"id": 215, "iscrowd": "0"}, "annotation 215: iscrowd is '0', not 0 or 1"),
+    ({"id": 216, "iscrowd": float("nan")}, "annotation 216: iscrowd is nan, not 0 or 1"),
+    ({"id": 217, "iscrowd": 2}, "annotation 217: iscrowd is 2, not 0 or 1"),
+    ({"id": "\x1b[31m\nall fine", "bbox": []}, "annotation \x1b[31m\nall fine: 0 numbers"),
 ]
 
 
@@ -106,7 +112,9 @@ def test_a_coco_file_with_every_kind_of_broken_annotation(tmp_path: Path) -> Non
 def test_each_broken_annotation_alone_is_refused(tmp_path: Path, change: dict[str, object], want: str) -> None:
     file = coco(tmp_path)
     file.document["annotations"].append({"image_id": 1, "category_id": 3, "bbox": [5, 5, 9, 9]} | change)
-    assert want.replace("#15", "#4") in fails(file.write())
+    message = fails(file.write())
+    assert want.replace("#15", "#4").replace("\x1b", "\\x1b").replace("\n", "\\n") in message
+    assert message.isprintable(), "what a file says cannot write over the terminal"
 
 
 def test_boxes_that_stick_out_are_cut_and_counted(tmp_path: Path) -> None:
@@ -202,6 +210,29 @@ def test_a_set_without_any_box_is_refused(tmp_path: Path) -> None:
     file = coco(tmp_path)
     file.document["annotations"] = []
     assert "no picture has a box" in fails(file.write())
+
+
+def test_a_set_of_ignore_regions_alone_is_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    for one in file.document["annotations"]:
+        one["iscrowd"] = 1
+    assert "ignore regions do not count" in fails(file.write())
+
+
+def test_class_names_that_cannot_be_shown_are_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    file.document["categories"][0]["name"] = "Bag\x1b[2J"
+    assert "the class name Bag\\x1b[2J has characters that cannot be shown" in fails(file.write())
+
+
+def test_a_file_name_that_no_file_can_have_is_a_missing_picture(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    file.document["images"][1]["file_name"] = "a" * 5000
+    path = file.write()
+    message = fails(path)
+    assert message.startswith("instances.json: image 2: aaaa") and len(message) < 200
+    data = read_boxes(path, on_bad_image="skip", progress=False)
+    assert [one.origin for one in data.left_out] == ["instances.json: image 2"]
 
 
 def test_the_fingerprint_ignores_order_and_place_and_sees_boxes_labels_and_content(tmp_path: Path) -> None:

@@ -179,3 +179,12 @@ def test_the_newest_bundle_is_chosen_and_several_models_need_a_name(detector_art
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="there is no bundle"):
         choose_bundle(tmp_path / "empty", None)
+
+
+def test_a_label_that_the_model_does_not_know_is_told_of_the_annotation(data: Path, bundle: Path) -> None:
+    document = json.loads(data.read_text())
+    document["categories"][2]["name"] = "hat"
+    other = data.with_name("hats.json")
+    other.write_text(json.dumps(document))
+    with pytest.raises(InvalidInput, match=r"^hats\.json: image 1, annotation 2: label: the model has no label"):
+        score_boxes(open_bundle(bundle, "cpu", None), read_boxes(other, progress=False), 8, {}, 0.3)

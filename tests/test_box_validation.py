@@ -61,6 +61,7 @@ def test_the_facts_of_each_class() -> None:
     assert (cat.train_count, cat.validation_count, cat.prior) == (30, 2, 0.75)
     assert (dog.precision, dog.recall, dog.f1) == (1.0, 1.0, 1.0)
     assert 0.7 <= report.threshold < 0.8
+    assert dog.ap == dog.ap50 == 1.0 and cat.ap50 is not None and 0.4 < cat.ap50 < 0.6
     assert (cat.precision, cat.recall) == (1.0, 0.5) and cat.f1 == pytest.approx(2 / 3)
     assert "cat" in report.text and "ap50" in report.text
 
@@ -68,11 +69,12 @@ def test_the_facts_of_each_class() -> None:
 def test_perfect_detections_have_an_average_precision_of_one_without_doubt() -> None:
     truth = [given(A, B)] * 4
     perfect = [found((A, 0.9), (B, 0.8))] * 4
-    sure = estimate_precision(perfect, truth, LABELS, 100)
-    assert list(sure) == ["ap", "ap50", "ap75"]
+    sure, classes = estimate_precision(perfect, truth, LABELS, 100)
+    assert list(sure) == ["ap", "ap50", "ap75", "ap_small"]
+    assert [(one.label, one.ap, one.ap50) for one in classes] == [("cat", 1.0, 1.0), ("dog", 1.0, 1.0)]
     for each in sure.values():
         assert [each.low, each.value, each.high] == pytest.approx([1.0, 1.0, 1.0])
-    half = estimate_precision([*perfect[:2], found(), found()], truth, LABELS, 100)["ap50"]
+    half = estimate_precision([*perfect[:2], found(), found()], truth, LABELS, 100)[0]["ap50"]
     assert 0.0 <= half.low < half.value < half.high <= 1.0 and half.value == pytest.approx(0.5, abs=0.01)
 
 

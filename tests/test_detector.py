@@ -1,6 +1,11 @@
 """Training a detector on composed scenes of real garments: from the files to a bundle, and what it is refused for."""
 
+import csv
+import json
+import re
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,10 +147,75 @@ def test_the_task_follows_from_the_data_and_what_is_said_wins(few: Path, tmp_pat
     assert (photos.task, photos.alpha, photos.monitor) == ("auto", "class-balanced", "macro_f1")
 
 
+def changed(few: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The few scenes beside their pictures, with another list of annotations."""
+    shutil.copytree(few.parent, folder)
+    document = json.loads(few.read_text())
+    change(document)
+    (folder / few.name).write_text(json.dumps(document))
+    return folder / few.name
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("train", "; add samples or drop the label"),
+        ("val", "no validation image has a box that counts, so there is nothing to measure precision with"),
+    ],
+)
+@pytest.mark.parametrize("crowds", [True, False], ids=["crowds", "no boxes"])
+def test_a_part_without_boxes_is_refused_before_the_training(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, message: str, crowds: bool
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        emptied = {one["id"] for one in document["images"] if one["split"] == part}
+        rest = [one for one in document["annotations"] if one["image_id"] not in emptied]
+        away = [one | {"iscrowd": 1} for one in document["annotations"] if one["image_id"] in emptied]
+        document["annotations"] = [*rest, *(away if crowds else [])]
+
+    data = changed(few, tmp_path / "data", change)
+    assert train.main([str(data), "--out", str(tmp_path / "m"), *FAST]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+    assert not (tmp_path / "m").exists()
+
+
+def test_all_that_is_left_out_is_listed_with_the_run(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        whole = document["annotations"][0]
+        document["annotations"] += [whole | {"id": 9000 + k, "bbox": [1, 1, 0, 5]} for k in range(12)]
+
+    data = changed(few, tmp_path / "data", change)
+    flags = [*FAST, "--on-bad-box", "drop", "--weights", "absent.pt"]  # so that it ends where the training would begin
+    assert train.main([str(data), "--out", str(tmp_path / "m"), *flags]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("  left out: ") == 8 and "  and 4 more; left_out.csv" in shown
+    rows = list(csv.DictReader((tmp_path / "m" / "run" / "left_out.csv").read_text().splitlines()))
+    assert [row["where"].split()[-1] for row in rows] == [str(9000 + k) for k in range(12)]
+    assert all(row["why"].startswith("no area") for row in rows)
+
+
+def test_sizes_that_do_not_suit_the_boxes_are_answered_with_some_that_do(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(few), "--out", str(tmp_path / "m"), *FAST, "--dry-run", "--anchor-sizes"]
+    assert train.main([*command, "500,600"]) == 0
+    shown = capsys.readouterr().err
+    assert "anchors of 500, 600 pixels; no anchor reaches IoU 0.5 for 100.0%" in shown
+    proposed = re.search(r"proposed: --anchor-sizes ([\d,]+), with which that is so for ([\d.]+)%", shown)
+    assert proposed is not None and float(proposed[2]) < 60.0
+    assert train.main([*command, proposed[1]]) == 0
+    shown = capsys.readouterr().err
+    assert f"for {proposed[2]}%" in shown and "proposed:" not in shown
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--alpha", "balanced"], "--alpha of a detector is none or a number"),
+        (["--alpha", "balanced", "--dry-run"], "--alpha of a detector is none or a number"),
         (["--monitor", "nll"], "--monitor nll is not of this task; use one of ap, ap50"),
         (["--resize", "center_crop"], "center_crop cuts boxes off"),
         (["--anchor-sizes", "8,16,32"], "3 sizes cannot be dealt out to 2 levels"),

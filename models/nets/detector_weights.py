@@ -9,6 +9,7 @@ from torch import Tensor
 from models.nets.retinanet import RetinaNet
 from models.nets.weights import SkippedTensor, WeightsReport, check_names, check_tensor, read_tensors
 
+_COUNTER = ".num_batches_tracked"
 _BODY = "backbone.body."
 _LAST = re.compile(r"head\.(classification_head\.cls_logits|regression_head\.bbox_reg)\.(weight|bias)")
 # torchvision's files of 2020 have `inner_blocks.0.weight`, and the towers' activations in between: conv.0, conv.2, ...
@@ -33,12 +34,14 @@ def load_detector_weights(net: RetinaNet, path: str | os.PathLike[str]) -> Weigh
     """
     path = Path(path)
     tensors = {_new_name(name): tensor for name, tensor in read_tensors(path).items()}
-    total = len(tensors)
     own: dict[str, Tensor] = net.state_dict()
-    if not any(name.startswith("backbone.") for name in tensors):
+    whole = any(name.startswith("backbone.") for name in tensors)
+    if not whole:
         own = {name.removeprefix(_BODY): tensor for name, tensor in own.items() if name.startswith(_BODY)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in own or not name.endswith(_COUNTER)}
+    total = len(tensors)
+    if not whole:
         tensors = {name: tensor for name, tensor in tensors.items() if name in own}
-    tensors = {name: t for name, t in tensors.items() if name in own or not name.endswith(".num_batches_tracked")}
     check_names(path.name, tensors, own)
     skipped = [
         SkippedTensor(name, tuple(tensor.shape), tuple(own[name].shape))

@@ -31,7 +31,7 @@ class WeightsReport:
     Attributes:
         file: base name of the file.
         loaded: tensors copied into the network.
-        total: tensors in the file.
+        total: tensors in the file, but for counters of batch norm that the network does not have.
         skipped: the head's tensors, where file and network differ in the number of classes.
     """
 
