@@ -97,7 +97,11 @@ class TrainConfig(BaseSettings):
 
     net: str = Field("small", description="small, resnet18, resnet34, resnet50 or mobilenet_v2.")
     weights: Path | None = Field(None, description="File of weights to start from, such as torchvision's.")
-    image_size: str = Field("auto", description="Side, or HxW; auto: that of images up to 64 pixels, else 64 or 224.")
+    image_size: str = Field(
+        "auto",
+        description="Side, or HxW; auto: that of images up to 64 pixels, else 64 or 224; of a detector that of images "
+        "which are alike and at most 640, else the net's.",
+    )
     resize: Literal["stretch", "letterbox", "center_crop"] = Field("stretch", description="How images are fitted.")
     body_norm: Literal["auto", "batch", "frozen"] = Field(
         "auto", description="Detector: the backbone's norm; auto: frozen with --weights or --freeze, else batch."
