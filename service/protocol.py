@@ -185,8 +185,10 @@ class Protocol(HttpToolsProtocol):
 
     def _moved(self, data: bytes) -> bool:
         """Gives the connection to another process, where it belongs there."""
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return False
         where = self._share.elsewhere(self, data)
-        if where is None or self.transport.get_write_buffer_size() or self.transport.is_closing():
+        if where is None:
             return False
         file = os.dup(self.transport.get_extra_info("socket").fileno())
         self.moved = True

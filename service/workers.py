@@ -208,6 +208,9 @@ class Workers(Share):
             task.cancel()
         everyone = [*self._helping, *self._leaving]
         for worker in everyone:
+            if worker in self._helping and not worker.ready:
+                worker.kill()  # it has not begun
+            worker.ready = False
             worker.tell("stop")
         longest = self._state.settings.grace_seconds + 2.0
         try:
@@ -236,6 +239,8 @@ class Workers(Share):
             if models != [list(one) for one in self._state.catalog.names()]:
                 raise FocalserveError("the folder of the models has changed since they were loaded; load them anew")
         except FocalserveError as error:
+            if self._stopping:
+                return
             log.error("process %d does not help: %s", worker.pid, error)
             self._dismiss(worker)
             self._revive()

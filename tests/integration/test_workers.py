@@ -366,6 +366,14 @@ def test_requests_in_flight_are_answered_before_the_end_by_every_process(tmp_pat
         assert not runs(helper)
 
 
+def test_a_stop_while_the_others_begin_waits_for_none(linear: Path) -> None:
+    with launched(linear, workers="3", drain_seconds="0") as server:
+        server.until("process began")
+        wait(lambda: len(children(server)) == 2)
+        server.signal(signal.SIGTERM)
+        assert server.ended(10) == 0 and "ERROR" not in server.log and TOGETHER not in server.log
+
+
 def test_no_process_is_left_when_the_first_is_killed(tmp_path: Path) -> None:
     write_linear(tmp_path, LABELS)
     with shared(tmp_path) as server:
