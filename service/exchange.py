@@ -119,9 +119,12 @@ class Call:
         if encoding not in ("", "identity", "gzip"):
             raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
         announced = self.header(b"content-length")
-        if announced.isdecimal() and int(announced[:20]) > most:
+        length = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
+        if length > most:
             raise BodyTooLarge(f"the body has more than {most} bytes")
         data = await self._arrived(most, timeout)
+        if length and len(data) > length:
+            raise MalformedRequest("the body is longer than its Content-Length")
         if len(data) >= _PAUSED_FROM:
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())

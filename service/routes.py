@@ -76,8 +76,8 @@ async def loss(state: ServiceState, call: Call) -> Reply:
         files, options = [FormFile(None, body)], validate_strings(LossOptions, query)
     served, card = state.with_card(options.model)
     if len(labels) != len(files):
-        what = "labels" if card.detector is None else "labels, each the JSON of an image's boxes"
-        raise InvalidRequest(f"{len(files)} images need {len(files)} {what}; {len(labels)} were given")
+        boxes = "" if card.detector is None else "; a detector's is the JSON of the image's boxes"
+        raise InvalidRequest(f"{len(files)} images need {len(files)} labels, {len(labels)} were given{boxes}")
     items = [
         LossItem(file.name, image=file.data, **_text_given(text, card))
         for file, text in zip(files, labels, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import aclosing
 from itertools import repeat
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
@@ -28,12 +28,19 @@ from service.settings import Settings, usable_cores
 from service.sums import Sums
 from service.telemetry import open_telemetry
 
-if TYPE_CHECKING:
-    from service.workers import Workers
-
 log = logging.getLogger("focalserve")
 _WITHOUT_HURRY = 8
 """Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
+
+
+class Helpers(Protocol):
+    """Other processes that answer requests, too (`service.workers`)."""
+
+    async def follow(self, change: tuple[str, str] | None = None) -> None:
+        """Has them serve what this process serves; `change` is `load` or `unload`, and of which model."""
+
+    async def sums(self) -> list[Sums]:
+        """What they have counted."""
 
 
 class ServiceState:
@@ -53,7 +60,7 @@ class ServiceState:
             settings.audit_dir, settings.max_audits, settings.audit_max_total_bytes, settings.audit_ttl
         )  # fmt: skip
         self.audits = Audits(store, self)
-        self.workers: Workers | None = None
+        self.workers: Helpers | None = None
         self.draining = False
         self._on_refused = on_refused
         self._decoder = Decoder(settings.decode_threads or usable_cores(), settings.image_limits)

@@ -15,17 +15,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.errors import FocalserveError
 from service.channel import Channel
 from service.protocol import CONNECTION, Protocol, Share
 from service.runtime import CPU
 from service.settings import usable_cores
+from service.state import ServiceState
 from service.sums import Sums, added
-
-if TYPE_CHECKING:
-    from service.state import ServiceState
 
 log = logging.getLogger("focalserve")
 TOLD = b"j"
@@ -137,7 +135,7 @@ class Workers(Share):
         on_connection: takes a connection that comes back: the file of its socket, and what was read.
     """
 
-    def __init__(self, state: "ServiceState", on_connection: Callable[[int, bytes], None]) -> None:
+    def __init__(self, state: ServiceState, on_connection: Callable[[int, bytes], None]) -> None:
         self._state = state
         self._on_connection = on_connection
         self._helping: list[Worker] = []
