@@ -10,13 +10,14 @@ from models.box_causes import judge_boxes
 from models.box_labels import read_boxes, refuse_outside
 from models.box_missing import MissingBoxes, missing_boxes
 from models.box_quality import box_signs
-from models.box_view import box_focal, own_anchors, view_image
+from models.box_view import View, box_focal, own_anchors, view_image
 from models.boxes import TIE, BoxLabels, Floats, Indices, box_areas, make_anchors, to_input, to_original
 from models.card import ImageInput, ModelCard
 from models.class_logits import ClassLogits
 from models.detector_loss import DetectorLoss, detector_loss
 from models.detector_spec import DetectorSpec
 from models.errors import InvalidInput
+from models.objectlab import ObjectLab, objectlab_of
 from models.task import ScoreOptions
 
 Bools = NDArray[np.bool_]
@@ -72,6 +73,7 @@ class BoxScores:
         suggested_labels: (M,) int64, the likeliest class; -1 where that is the given one.
         suggested_boxes: (M, 4), pixels of the original, within it; NaN where the detector sees nothing near.
         missing: objects that nobody drew, pixels of the original, by falling score.
+        objectlab: the boxes' scores by ObjectLab, NaN where a box is ignored; None where they were not asked for.
     """
 
     loss: DetectorLoss
@@ -85,6 +87,7 @@ class BoxScores:
     suggested_labels: Indices
     suggested_boxes: Floats
     missing: MissingBoxes
+    objectlab: ObjectLab | None = None
 
 
 class Detection:
@@ -167,6 +170,7 @@ class Detection:
             suggested_labels=_spread(other, asked, count, -1),
             suggested_boxes=_spread(_to_picture(signs.suggested_box, geometry), asked, count, np.nan),
             missing=_missing_in_picture(missing_boxes(view, boxes, ignored, spec.missing_calibrator), geometry),
+            objectlab=_objectlab(view, boxes, labels.labels, ignored, geometry) if options.objectlab else None,
         )
 
 
@@ -194,6 +198,14 @@ def _is_visible(boxes: Floats, geometry: Geometry, spec: ImageInput) -> Bools:
     pictured = np.clip(boxes, np.tile(corners[:2], 2), np.tile(corners[2:], 2))
     shown = np.clip(pictured, 0.0, np.tile([spec.width, spec.height], 2))
     return np.asarray(box_areas(shown) >= (_VISIBLE - TIE) * box_areas(pictured))
+
+
+def _objectlab(view: View, boxes: Floats, labels: Indices, ignored: Bools, geometry: Geometry) -> ObjectLab:
+    asked = np.flatnonzero(~ignored)
+    size = geometry.width * geometry.scale[0], geometry.height * geometry.scale[1]
+    found = objectlab_of(view, boxes[asked], labels[asked], size)
+    located, swapped = (_spread(each, asked, len(boxes), np.nan) for each in (found.badly_located, found.swapped))
+    return ObjectLab(found.overlooked, located, swapped)
 
 
 def _missing_in_picture(found: MissingBoxes, geometry: Geometry) -> MissingBoxes:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.boxes import Floats, Indices, box_iou
+from models.box_view import SEEN, View
+from models.boxes import Floats, Indices, box_iou, suppress
 
 LEAST = 1e-3
 """m, the similarity of boxes that have none."""
@@ -26,6 +27,8 @@ _DIAGONAL = 800.0
 _CONFLICT_IOU = 0.95
 _TEMPERATURE = 0.1
 _TINY = 1e-100
+_MOST = 1000
+_SUPPRESSED = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def objectlab_scores(
     predicted: ArrayLike,
     predicted_labels: Indices,
     scores: NDArray[np.floating],
-    size: tuple[int, int],
+    size: tuple[float, float],
     low: float = 0.5,
     high: float = 0.95,
 ) -> ObjectLab:
@@ -82,6 +85,22 @@ def objectlab_scores(
     )
 
 
+def objectlab_of(view: View, boxes: Floats, labels: Indices, size: tuple[float, float]) -> ObjectLab:
+    """The three scores by what a detector says of an image: its 1,000 surest predictions, suppressed within each class.
+
+    Args:
+        view: of the image.
+        boxes: (M, 4) given boxes, input pixels.
+        labels: (M,) their classes.
+        size: (width, height) of what the input shows of the picture, input pixels.
+    """
+    likely = np.flatnonzero(view.sure > SEEN)
+    likely = likely[np.argsort(-view.sure[likely], kind="stable")[:_MOST]]
+    own = [likely[view.top[likely] == k] for k in np.unique(view.top[likely])]
+    kept = np.concatenate([likely[:0], *(one[suppress(view.boxes[one], view.sure[one], _SUPPRESSED)] for one in own)])
+    return objectlab_scores(boxes, labels, view.boxes[kept], view.top[kept], view.sure[kept], size)
+
+
 def soft_minimum(scores: Floats) -> float:
     """The mean of the scores weighted by exp(-score / .1), NaN left out; 1 where there is none."""
     known = scores[~np.isnan(scores)]
@@ -91,7 +110,7 @@ def soft_minimum(scores: Floats) -> float:
     return float((weights * known).sum() / weights.sum())
 
 
-def _nearness(given: Floats, found: Floats, size: tuple[int, int]) -> Floats:
+def _nearness(given: Floats, found: Floats, size: tuple[float, float]) -> Floats:
     first, second = (given[:, :2] + given[:, 2:]) / 2.0, (found[:, :2] + found[:, 2:]) / 2.0
     distance = np.linalg.norm(first[:, None] - second[None], axis=2) * (_DIAGONAL / np.hypot(*size))
     return np.asarray(np.exp(-_DISTANCE_RATE * distance))

@@ -51,6 +51,7 @@ class ScoreOptions:
         label_smoothing: in [0, 1).
         ignore_index: labels of this index are not scored.
         reduction: what the batch's value is.
+        objectlab: of boxes: whether ObjectLab's scores are computed, too.
     """
 
     gamma: float
@@ -59,6 +60,7 @@ class ScoreOptions:
     label_smoothing: float = 0.0
     ignore_index: int | None = None
     reduction: Reduction = "mean"
+    objectlab: bool = False
 
 
 @dataclass(frozen=True)

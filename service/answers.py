@@ -132,6 +132,20 @@ class BoxCauses(BaseModel):
     spurious: float
 
 
+class ObjectLabBox(BaseModel):
+    """ObjectLab's scores of a given box, 0 = surely wrong, 1 = sound."""
+
+    badly_located: float
+    swapped: float
+
+
+class ObjectLabPicture(ObjectLabBox):
+    """ObjectLab's scores of an image, 0 = surely wrong: the soft minimum of each kind, and `score` of all of them."""
+
+    score: float
+    overlooked: float
+
+
 class JudgedBox(BaseModel):
     """Scores of one given box; null with a reason where it is not scored."""
 
@@ -146,6 +160,7 @@ class JudgedBox(BaseModel):
     causes: BoxCauses | None = None
     suggested_label: str | None = Field(None, description="the likeliest class where it is another one")
     suggested_box: tuple[float, float, float, float] | None = None
+    objectlab: ObjectLabBox | None = Field(None, description="where it was asked for")
     reason: str | None = None
 
 
@@ -166,6 +181,7 @@ class LossPicture(BaseModel):
     positives: int | None = Field(None, description="anchors that learn a box")
     boxes: list[LossBox] | None = None
     missing: list[DetectedBox] | None = Field(None, description="objects that nobody drew, by falling score")
+    objectlab: ObjectLabPicture | None = Field(None, description="where it was asked for")
     error: ItemError | None = None
 
 

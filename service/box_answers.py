@@ -11,6 +11,7 @@ from models.boxes import BoxLabels
 from models.card import ModelCard
 from models.detect import BoxScores, Detection
 from models.errors import InvalidInput, InvalidLabel
+from models.objectlab import soft_minimum
 from models.quality import ranks
 from models.task import ScoreOptions
 from service.detector import Found, Raw
@@ -94,6 +95,7 @@ def box_options(card: ModelCard, asked: LossOptions) -> ScoreOptions:
         label_smoothing=asked.label_smoothing or 0.0,
         ignore_index=asked.ignore_index,
         reduction=asked.reduction,
+        objectlab=asked.objectlab,
     )
 
 
@@ -185,7 +187,7 @@ def _picture(
 ) -> dict[str, Any]:
     found, missing = scores.loss, scores.missing
     rows = zip(missing.xyxy.tolist(), missing.labels.tolist(), missing.scores.tolist(), strict=True)
-    return {
+    item: dict[str, Any] = {
         "loss": found.value,
         "classification": found.classification,
         "location": found.location,
@@ -195,6 +197,11 @@ def _picture(
             :most_missing
         ],
     }
+    lab = scores.objectlab
+    if lab is not None:
+        kinds = {"overlooked": lab.overlooked, "badly_located": lab.badly_located, "swapped": lab.swapped}
+        item["objectlab"] = {"score": lab.image} | {name: soft_minimum(each) for name, each in kinds.items()}
+    return item
 
 
 def _box(card: ModelCard, labels: BoxLabels, scores: BoxScores, k: int, rank: int) -> dict[str, Any]:
@@ -203,6 +210,9 @@ def _box(card: ModelCard, labels: BoxLabels, scores: BoxScores, k: int, rank: in
         box["id"] = labels.ids[k]
     if not scores.valid[k]:
         return box | {"loss": None, "reason": _why_not(labels, k)}
+    lab = scores.objectlab
+    if lab is not None:
+        box["objectlab"] = {"badly_located": float(lab.badly_located[k]), "swapped": float(lab.swapped[k])}
     suggested = int(scores.suggested_labels[k])
     where = scores.suggested_boxes[k]
     return box | {

@@ -152,6 +152,7 @@ class LossOptions(_Wire):
     max_missing: Annotated[int, Field(ge=0, le=5000)] = Field(
         100, description="of a detector: objects that nobody drew, listed per image at most"
     )
+    objectlab: bool = Field(False, description="of a detector: also the scores of ObjectLab, to compare")
     return_gradient: bool = Field(False, description="also the gradient of the reduced loss with respect to the logits")
 
     @model_validator(mode="after")

@@ -150,6 +150,8 @@ def card_of_rows(count: int, activation: str, card: ModelCard) -> ModelCard:
 
 
 def _options(card: ModelCard, asked: LossOptions) -> ScoreOptions:
+    if asked.objectlab:
+        raise InvalidRequest("objectlab: its scores are of boxes; this model is no detector")
     return ScoreOptions(
         gamma=card.loss.gamma if asked.gamma is None else asked.gamma,
         alpha=asked.alpha if "alpha" in asked.model_fields_set else card.loss.alpha,

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from models.boxes import make_anchors
 from models.bundle import read_bundle, write_bundle
 from models.card import ModelCard
 from models.detect import Detection
 from models.errors import BundleError
 from models.image import load_input
+from models.objectlab import objectlab_scores, soft_minimum
 from models.task import ScoreOptions
 from service.detector import RAW, DetectorEngine, Found, Raw, Wish
 from tests.serving import Json, b64, encoded, pictures, problem_of, running, settings_of, write_linear
@@ -216,6 +218,43 @@ async def test_a_box_outside_the_picture_is_that_pictures_error(http: httpx.Asyn
 async def test_options_without_meaning_for_boxes_are_refused(http: httpx.AsyncClient, options: Json) -> None:
     item = {"boxes": [], "cls_logits": [[0.0]], "box_deltas": [[0.0]]}
     problem_of(await http.post("/loss", json={"inputs": [item], **options}), 422, "invalid-request")
+
+
+async def test_objectlabs_scores_come_where_they_are_asked_for(http: httpx.AsyncClient, engine: DetectorEngine) -> None:
+    spec, detector = engine.card.input, engine.card.detector
+    assert detector is not None
+    anchors = make_anchors(detector, spec.height, spec.width)
+    logits = np.full((len(anchors), 3), -9.0)
+    middle = anchors.mean(axis=1)
+    sure = [int(np.argmin(abs(middle - place))) for place in (40.0, 80.0)]
+    logits[sure[0], 0], logits[sure[1], 1] = 5.0, 4.0  # all that is seen: tops and trouser
+    tops, trouser = anchors[sure].tolist()
+    boxes = [
+        {"box": tops, "label": "tops"},
+        {"box": [tops[0] + 5, tops[1] + 5, tops[2], tops[3]], "label": "tops"},
+        {"box": trouser, "label": "dress"},
+        {"box": trouser, "label": "dress", "iscrowd": True},
+    ]
+    raw = {"cls_logits": logits.tolist(), "box_deltas": np.zeros_like(anchors).tolist(), "boxes": boxes}
+    plain = (await http.post("/loss", json={"inputs": [raw]})).json()["items"][0]
+    item = (await http.post("/loss", json={"inputs": [raw], "objectlab": True})).json()["items"][0]
+    lab, rows = item.pop("objectlab"), [box.pop("objectlab", None) for box in item["boxes"]]
+    assert item == plain, "nothing else changes"
+    given = np.array([box["box"] for box in boxes[:3]])
+    p = 1.0 / (1.0 + np.exp([-5.0, -4.0]))
+    want = objectlab_scores(given, np.array([0, 0, 2]), [tops, trouser], np.array([0, 1]), p, (spec.width, spec.height))
+    assert rows[3] is None
+    assert [row["badly_located"] for row in rows[:3]] == pytest.approx(want.badly_located)
+    assert [row["swapped"] for row in rows[:3]] == pytest.approx(want.swapped)
+    assert rows[0]["badly_located"] > 0.99 > 0.9 > rows[1]["badly_located"] and rows[2]["swapped"] < 0.01
+    assert lab == pytest.approx({
+        "score": want.image,
+        "overlooked": soft_minimum(want.overlooked),
+        "badly_located": soft_minimum(want.badly_located),
+        "swapped": soft_minimum(want.swapped),
+    })  # fmt: skip
+    refused = {"model": "linear", "objectlab": True, "inputs": [{"image": b64(FILES[0]), "label": 0}]}
+    assert "no detector" in problem_of(await http.post("/loss", json=refused), 422, "invalid-request")["detail"]
 
 
 async def test_each_kind_of_model_refuses_the_others_options(http: httpx.AsyncClient) -> None:
