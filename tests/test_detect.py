@@ -105,7 +105,7 @@ def test_a_box_scores_alone_as_in_company(seed: int) -> None:
     for k in range(len(labels)):
         alone = score(scene, boxes_of(labels.xyxy[k : k + 1], labels.labels[k : k + 1]), card)
         for field in fields(BoxScores):
-            if field.name not in ("loss", "missing"):
+            if field.name not in ("loss", "missing", "objectlab"):  # these are of the picture
                 got, want = getattr(alone, field.name)[0], getattr(whole, field.name)[k]
                 assert np.allclose(got, want, atol=1e-9, equal_nan=True), field.name
 
