@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import aclosing
 from itertools import repeat
 from time import perf_counter
-from typing import Protocol
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
@@ -25,22 +24,12 @@ from service.many import submit_all, submit_later, submit_stream
 from service.metrics import Metrics
 from service.served import Served
 from service.settings import Settings, usable_cores
-from service.sums import Sums
+from service.sums import Helpers, Sums
 from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
 _WITHOUT_HURRY = 8
 """Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
-
-
-class Helpers(Protocol):
-    """Other processes that answer requests, too (`service.workers`)."""
-
-    async def follow(self, change: tuple[str, str] | None = None) -> None:
-        """Has them serve what this process serves; `change` is `load` or `unload`, and of which model."""
-
-    async def sums(self) -> list[Sums]:
-        """What they have counted."""
 
 
 class ServiceState:

@@ -1,8 +1,8 @@
-"""What several processes have counted, added up: the numbers of /metrics and of the statistics extension."""
+"""Several processes as one: what they have counted, added up, for /metrics and the statistics extension."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
@@ -99,6 +99,16 @@ class Sums(BaseModel):
     def of_model(self, name: str, version: str) -> ModelSums:
         """One model's."""
         return next((sums for *key, sums in self.models if key == [name, version]), ModelSums())
+
+
+class Helpers(Protocol):
+    """Other processes that answer requests, too (`service.workers`)."""
+
+    async def follow(self, change: tuple[str, str] | None = None) -> None:
+        """Has them serve what this process serves; `change` is `load` or `unload`, and of which model."""
+
+    async def sums(self) -> list[Sums]:
+        """What they have counted."""
 
 
 class Summed(Collector):
