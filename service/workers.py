@@ -30,8 +30,8 @@ TOLD = b"j"
 """A message with this kind is JSON: something to do, or what came of it."""
 ENDED = b"x"
 """A message with this kind says that a connection has ended."""
-QUICK = re.compile(rb"POST (?:/predict|/v2/models/[^/? ]+(?:/versions/[^/? ]+)?/infer)[? ]")
-"""How a request begins that any process may answer."""
+QUICK = re.compile(rb"POST (?:/predict|/v2/models/[^/?% ]+(?:/versions/[^/?% ]+)?/infer)[? ]")
+"""How a request begins that any process may answer; names that are percent-encoded are for the first."""
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 _MOST = 4
 _PATIENCE = 1.0
