@@ -15,6 +15,8 @@ from models.card import Alpha, Calibration
 
 Floats = NDArray[np.float64]
 _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
+_SMALL = 1e-290
+"""Below it products of weights leave the range of floats."""
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -37,7 +39,7 @@ def log_sigmoid(logits: Floats) -> Floats:
     return np.asarray(np.minimum(logits, 0.0) - np.log1p(np.exp(-np.abs(logits))))
 
 
-def probabilities(logits: Floats, activation: str, calibration: Calibration) -> Floats:
+def probabilities(logits: NDArray[np.floating], activation: str, calibration: Calibration) -> Floats:
     """Calibrated probabilities.
 
     Args:
@@ -55,6 +57,37 @@ def probabilities(logits: Floats, activation: str, calibration: Calibration) -> 
         return softmax(log_p / calibration.temperature)
     log_odds = _inverse_odds(z, calibration.gamma) / calibration.temperature
     return np.exp(log_sigmoid(log_odds))
+
+
+def softmax_row(logits: list[float], calibration: Calibration) -> list[float]:
+    """`probabilities` of one row, by softmax, in Python's floats: for few classes a third of what numpy's calls take.
+
+    Args:
+        logits: of K classes, finite.
+        calibration: what the card says.
+
+    Returns:
+        K probabilities; they agree with `probabilities` within rounding.
+    """
+    gamma, most = calibration.gamma, max(logits)
+    top = logits.index(most)
+    weights = [math.exp(x - most) for x in logits]
+    weights[top] = 0.0
+    others = sum(weights)
+    if gamma and others < _SMALL:
+        return [float(p) for p in probabilities(np.array([logits]), "softmax", calibration)[0]]
+    log_odds = [x - most for x in logits]
+    if gamma:
+        total, log_total = 1.0 + others, math.log1p(others)
+        for k, weight in enumerate(weights):
+            rest, odds = (others, 1.0 / others) if k == top else (total - weight, weight / (total - weight))
+            # The logarithm of h, as in _log_h, but for what all classes share.
+            ratio = odds * (log_odds[k] - log_total)
+            log_odds[k] -= gamma * math.log(rest) + math.log1p(-gamma * ratio)
+    most, temperature = max(log_odds), calibration.temperature
+    weights = [math.exp((x - most) / temperature) for x in log_odds]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def focal_inverse(p: Floats, gamma: float) -> Floats:

@@ -6,17 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.calibration import log_sigmoid, log_softmax, probabilities
+from models.calibration import log_sigmoid, log_softmax, probabilities, softmax_row
 from models.card import Calibration, ModelCard
 from models.errors import InvalidLabel
 from models.losses import sigmoid_focal, softmax_focal
 from models.online import judge_labels, judge_tags
 from models.quality import confident_label, normalized_margin, worst_dominates
-from models.task import Floats, LabelScores, Predictions, ScoreOptions
+from models.task import Floats, LabelScores, Prediction, Predictions, ScoreOptions
 
 Bools = NDArray[np.bool_]
 _TINY = float(np.finfo(np.float64).smallest_subnormal)
 _SUM_TOLERANCE = 1e-3
+_FEW = 32
+"""Numbers of a batch that Python's floats take no longer for than numpy's calls do."""
 
 
 class Multiclass:
@@ -33,13 +35,24 @@ class Multiclass:
             return np.asarray(soft / soft.sum())
         return np.asarray(label_index(label, card.labels), np.int64)
 
-    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
+    def predict(self, logits: NDArray[np.floating], card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): the likeliest class."""
         p = probabilities(logits, "softmax", card.calibration)
         falling = -p
         order = falling.argsort(axis=1, kind="stable")
         falling.sort(axis=1)
         return Predictions(p, order, falling[:, 1] - falling[:, 0])
+
+    def predict_rows(self, logits: NDArray[np.floating], card: ModelCard) -> list[Prediction]:
+        """As `predict`, for logits (N, K) of finite numbers, image by image."""
+        if not 0 < logits.size <= _FEW:
+            return self.predict(logits, card).rows()
+        found = []
+        for row in logits.tolist():
+            p = softmax_row(row, card.calibration)
+            order = sorted(range(len(p)), key=p.__getitem__, reverse=True)
+            found.append(Prediction(p, order, p[order[0]] - p[order[1]]))
+        return found
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools
@@ -103,13 +116,17 @@ class Multilabel:
             return _soft_vector(label, count)
         return np.asarray(np.arange(count) == label_index(label, card.labels), np.float64)
 
-    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
+    def predict(self, logits: NDArray[np.floating], card: ModelCard) -> Predictions:
         """Predictions for logits (N, K): every class at or above its decision threshold."""
         p = probabilities(logits, "sigmoid", card.calibration)
         thresholds = _column(card, "decision_threshold")
         order = np.argsort(-p, axis=1, kind="stable")
         margin = p.max(axis=1) - thresholds[order[:, 0]]
         return Predictions(p, order, margin, p >= thresholds)
+
+    def predict_rows(self, logits: NDArray[np.floating], card: ModelCard) -> list[Prediction]:
+        """As `predict`, for logits (N, K), image by image."""
+        return self.predict(logits, card).rows()
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools
@@ -132,12 +149,16 @@ class Binary:
             return np.asarray(soft[-1:] / (soft.sum() if len(soft) == 2 else 1.0))
         return np.asarray([label_index(label, card.labels)], np.float64)
 
-    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
+    def predict(self, logits: NDArray[np.floating], card: ModelCard) -> Predictions:
         """Predictions for logits (N, 1): positive at or above the decision threshold."""
         positive = probabilities(logits, "sigmoid", card.calibration)
         distance = positive[:, 0] - card.classes[1].decision_threshold
         order = np.where(distance[:, None] >= 0.0, [[1, 0]], [[0, 1]])
         return Predictions(np.concatenate([1.0 - positive, positive], axis=1), order, np.abs(distance))
+
+    def predict_rows(self, logits: NDArray[np.floating], card: ModelCard) -> list[Prediction]:
+        """As `predict`, for logits (N, 1), image by image."""
+        return self.predict(logits, card).rows()
 
     def score(
         self, rows: Floats, targets: NDArray[Any], card: ModelCard, options: ScoreOptions, raw: Bools

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
@@ -16,8 +15,7 @@ _EXIF, _EXIF_LOWER, _XMP = b"Exif", b"exif", b"http://ns.adobe.com/xap"
 _COLOURS = {"YCbCr", "Gray"}
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What a JPEG says of itself.
 
     Attributes:
@@ -44,8 +42,11 @@ def read_header(data: bytes) -> Header | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    plain = colours in _COLOURS and data.count(SCAN) == 1 and _EXIF not in data and _XMP not in data
-    return Header((width, height), plain and _EXIF_LOWER not in data)
+    # What comes before the pixels is short; where another scan seems to begin, the long way tells which is the first.
+    scan = data.find(SCAN)
+    head = data[:scan]
+    plain = colours in _COLOURS and data.find(SCAN, scan + 2) < 0 <= scan and _EXIF not in head and _XMP not in head
+    return Header((width, height), plain and _EXIF_LOWER not in head)
 
 
 def scaled_size(size: tuple[int, int], least: int) -> tuple[int, int]:

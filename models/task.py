@@ -5,7 +5,7 @@ A new kind of model is one file with these verbs and one line in `models/tasks.p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,22 @@ Reduction = Literal[
 
 Label = int | str | Sequence[str] | Sequence[float]
 """A given label as people write it: index, name, list of names (multi-label), or a soft vector of K numbers."""
+
+
+class Prediction(NamedTuple):
+    """What the model says of one image, one entry per label of the card; as a row of `Predictions`.
+
+    Attributes:
+        p: (L,) calibrated probabilities.
+        order: (L,) label indices, the predicted one first, then by falling probability.
+        margin: the predicted label's probability minus the next best, or its distance to the threshold.
+        above: multi-label only: indices of the labels at or above their decision thresholds.
+    """
+
+    p: list[float]
+    order: list[int]
+    margin: float
+    above: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,12 @@ class Predictions:
     order: NDArray[np.intp]
     margin: Floats
     above: NDArray[np.bool_] | None = None
+
+    def rows(self) -> list[Prediction]:
+        """Image by image."""
+        above = [None] * len(self.p) if self.above is None else [np.flatnonzero(row).tolist() for row in self.above]
+        columns = self.p.tolist(), self.order.tolist(), self.margin.tolist(), above
+        return [Prediction(*row) for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -102,8 +124,12 @@ class Task(Protocol):
         """
         ...
 
-    def predict(self, logits: Floats, card: ModelCard) -> Predictions:
+    def predict(self, logits: NDArray[np.floating], card: ModelCard) -> Predictions:
         """Predictions for logits (N, K)."""
+        ...
+
+    def predict_rows(self, logits: NDArray[np.floating], card: ModelCard) -> list[Prediction]:
+        """As `predict` within rounding, for logits (N, K) of finite numbers, image by image."""
         ...
 
     def score(

@@ -149,11 +149,11 @@ async def _run_pictures(state: ServiceState, served: Served, call: Call, request
         results = await submit_all(served.batcher, list(request.inputs["image"]), lambda: call.gone)
     timed = _all_good(results)
     for one in timed:
-        served.observer.predicted(card.labels[one.result.answer.best])
+        served.observer.predicted(card.labels[one.result.answer.found.order[0]])
     logits = np.stack([one.result.answer.logits for one in timed])
-    p = np.stack([one.result.answer.p for one in timed])
+    p = np.array([one.result.answer.found.p for one in timed], np.float32)
     return (
-        {"logits": logits, PROBABILITIES: p.astype(np.float32)},
+        {"logits": logits, PROBABILITIES: p},
         {"logits": card.labels, PROBABILITIES: card.labels},
         timed,
     )

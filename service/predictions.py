@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.card import ModelCard
-from models.task import Predictions
+from models.task import Prediction
 from models.tasks import TASKS
 from service.errors import InferenceFailed, item_problem
 
 Answer = TypeVar("Answer")
+_FEW = 64
+"""Numbers that Python's floats take no longer for than numpy's calls do."""
 
 
 class RowAnswer(NamedTuple):
@@ -20,40 +22,32 @@ class RowAnswer(NamedTuple):
 
     Attributes:
         logits: (K,) float32.
-        batch: the predictions of the whole batch.
-        row: which row of the batch it is.
+        found: what they mean.
     """
 
     logits: NDArray[np.float32]
-    batch: Predictions
-    row: int
-
-    @property
-    def p(self) -> NDArray[np.float64]:
-        """(L,) calibrated probabilities, one per label."""
-        return np.asarray(self.batch.p[self.row])
-
-    @property
-    def best(self) -> int:
-        """Index of the predicted label."""
-        return int(self.batch.order[self.row, 0])
+    found: Prediction
 
 
 def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
     task = TASKS[card.task]
-    wide = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinities of both signs
-        total = wide.sum()
-    if math.isfinite(total):  # doubles have room for any sum of finite floats
-        batch = task.predict(wide, card)
-        return [RowAnswer(row, batch, n) for n, row in enumerate(logits)]
+    if _all_finite(logits):
+        return [RowAnswer(row, found) for row, found in zip(logits, task.predict_rows(logits, card), strict=True)]
     finite = np.asarray(np.isfinite(logits).all(axis=1))
-    batch = task.predict(np.where(finite[:, None], wide, 0.0), card)
+    rows = task.predict_rows(np.where(finite[:, None], logits, 0.0), card)
     return [
-        RowAnswer(row, batch, n) if finite[n] else InferenceFailed("the model answered numbers that are not finite")
-        for n, row in enumerate(logits)
+        RowAnswer(row, found) if good else InferenceFailed("the model answered numbers that are not finite")
+        for row, found, good in zip(logits, rows, finite, strict=True)
     ]
+
+
+def _all_finite(logits: NDArray[np.float32]) -> bool:
+    """Whether their sum is, for which doubles have room."""
+    if logits.size <= _FEW:
+        return math.isfinite(sum(logits.ravel().tolist()))
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        return math.isfinite(np.add.reduce(logits, axis=None, dtype=np.float64))
 
 
 def predict_items(
@@ -79,13 +73,11 @@ def fill_items(
 
 
 def _fill(item: dict[str, Any], labels: Sequence[str], answer: RowAnswer, top_k: int) -> None:
-    batch, n = answer.batch, answer.row
-    p = batch.p[n].tolist()
-    order = batch.order[n, :top_k].tolist()
+    p, order, margin, above = answer.found
     item["label"] = labels[order[0]]
     item["score"] = p[order[0]]
-    item["margin"] = float(batch.margin[n])
-    item["top_k"] = [{"label": labels[k], "probability": p[k]} for k in order]
+    item["margin"] = margin
+    item["top_k"] = [{"label": labels[k], "probability": p[k]} for k in order[:top_k]]
     item["probabilities"] = p
-    if batch.above is not None:
-        item["labels"] = [labels[k] for k in np.flatnonzero(batch.above[n]).tolist()]
+    if above is not None:
+        item["labels"] = [labels[k] for k in above]

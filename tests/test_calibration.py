@@ -16,6 +16,7 @@ from models.calibration import (
     log_sigmoid,
     log_softmax,
     probabilities,
+    softmax_row,
 )
 from models.card import Calibration
 
@@ -133,6 +134,13 @@ def test_a_row_does_not_depend_on_its_batch(rows: list[list[float]], gamma: floa
         whole = probabilities(np.array(rows), activation, calibration)
         parts = [probabilities(np.array([row]), activation, calibration)[0] for row in rows]
         assert np.array_equal(whole, np.array(parts))
+
+
+@given(st.lists(logits | st.floats(-5.0, 5.0), min_size=2, max_size=12), gammas, st.floats(0.05, 1000.0))
+def test_a_row_in_pythons_floats_is_that_of_numpy(row: list[float], gamma: float, temperature: float) -> None:
+    calibration = Calibration(gamma=gamma, temperature=temperature)
+    want = probabilities(np.array([row]), "softmax", calibration)[0]
+    assert softmax_row(row, calibration) == pytest.approx(want.tolist(), rel=1e-9, abs=1e-300)
 
 
 def test_without_gamma_and_temperature_they_are_softmax_and_sigmoid() -> None:

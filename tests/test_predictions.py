@@ -45,12 +45,26 @@ def test_a_row_of_a_batch_says_what_it_says_alone() -> None:
         assert item == {**alone, "index": n}
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "binary"])
+def test_few_rows_say_what_they_say_among_many(task: str) -> None:
+    """Few are worked out in Python's floats, many by numpy."""
+    card = card_of(task)
+    logits = np.random.default_rng(2).normal(0.0, 9.0, size=(200, card.outputs)).astype(np.float32)
+    for n, (alone, among) in enumerate(zip(logits, answer_rows(card, logits), strict=True)):
+        (one,) = answer_rows(card, logits[n : n + 1])
+        assert isinstance(one, RowAnswer) and isinstance(among, RowAnswer)
+        assert np.array_equal(one.logits, alone) and np.array_equal(among.logits, alone)
+        assert one.found.p == pytest.approx(among.found.p, rel=1e-12)
+        assert one.found.margin == pytest.approx(among.found.margin, abs=1e-12)
+        assert (one.found.order, one.found.above) == (among.found.order, among.found.above)
+
+
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_is_its_own_error_and_its_mates_are_answered(odd: float) -> None:
     card = card_of("multiclass")
     rows = answer_rows(card, np.array([[0, 1, 2], [0, odd, 0], [2, 1, 0]], np.float32))
     assert isinstance(rows[1], InferenceFailed)
-    assert isinstance(rows[0], RowAnswer) and np.isfinite(rows[0].batch.p).all()
+    assert isinstance(rows[0], RowAnswer) and np.isfinite(rows[0].found.p).all()
     items = predict_items(card, rows, [None, "bad", None], 1)
     assert [item.get("label") for item in items] == ["c", None, "a"]
     assert items[1]["error"]["status"] == 500 and items[1]["id"] == "bad"
@@ -68,4 +82,4 @@ def test_infinities_of_both_signs_are_errors_of_their_own_rows() -> None:
     logits = np.array([[np.inf, 0.0, 1.0], [0.0, 3.0, 1.0], [0.0, -np.inf, 1.0]], np.float32)
     first, second, third = answer_rows(card_of("multiclass"), logits)
     assert isinstance(first, InferenceFailed) and isinstance(third, InferenceFailed)
-    assert isinstance(second, RowAnswer) and second.best == 1
+    assert isinstance(second, RowAnswer) and second.found.order[0] == 1
