@@ -1,8 +1,6 @@
 """What goes into a batch, what comes out of it, and who is told."""
 
-import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 Run = Callable[[list[Any]], Sequence[Any]]
@@ -24,6 +22,22 @@ class BatchObserver(Protocol):
         ...
 
 
+class Answer(Protocol):
+    """Where an item's result goes: a future, or what answers its request then and there, and must not raise."""
+
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+        ...
+
+    def set_result(self, result: "Timed", /) -> None:
+        """Here it is."""
+        ...
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """There is none."""
+        ...
+
+
 class Timed(NamedTuple):
     """A result with where its time went.
 
@@ -40,35 +54,20 @@ class Timed(NamedTuple):
     ran: float
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A way to run several batches side by side.
-
-    Attributes:
-        run: called in as many threads at a time.
-        count: runs at a time, at most.
-        max_batch: weight of one of them at most.
-    """
-
-    run: Run
-    count: int
-    max_batch: int
-
-
 class Waiting(NamedTuple):
     """An item in the queue.
 
     Attributes:
         item: what `Run` takes.
         weight: how many images (rows) it is.
-        answer: of its caller.
+        answer: where its result goes.
         since: when it came, seconds of `time.perf_counter`.
         gone: whether its caller has left.
     """
 
     item: Any
     weight: int
-    answer: asyncio.Future[Timed]
+    answer: Answer
     since: float
     gone: Callable[[], bool]
 

@@ -5,8 +5,8 @@ has queued while the last batch ran is the next one. A failing batch fails only 
 itself; a caller that has left is dropped before its item is run.
 
 Batches run in a thread, or, where they are shorter than two threads take to hand each other the interpreter, in the
-event loop itself. A model may have a second way, of which several runs go side by side: it is taken once there is
-enough for all of them.
+event loop itself: what came in one turn of it runs in the next. A model may have a second way, of which several runs go
+side by side: it is taken once there is enough for all of them.
 """
 
 import asyncio
@@ -15,20 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from service.batch import THREADED, BatchObserver, Beside, Run, Timed, Waiting, all_of_it, never
+from service.batch import THREADED, Answer, BatchObserver, Run, Timed, Waiting, all_of_it, never
 from service.errors import InferenceFailed, NotReady, Overloaded
-
-
-class _Way(NamedTuple):
-    """How a batch runs, and its weight at most; `here` is the event loop."""
-
-    run: Run
-    most: int
-    here: bool = False
+from service.ways import Beside, Way, Ways
 
 
 class Batcher:
@@ -63,11 +56,9 @@ class Batcher:
         kind: Callable[[Any], Hashable] = lambda _: None,
         ran: Callable[[int, Any], int] = all_of_it,
     ) -> None:
-        self._alone = _Way(run, max_batch)
-        self._here = _Way(run, inline, here=True)
+        self._ways = Ways(run, max_batch, inline, beside)
         self._executor = executor
         self._inline = inline
-        self._beside = beside
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._capacity = capacity
@@ -82,6 +73,7 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._flying: dict[asyncio.Task[None], int] = {}
+        self._turning = False
         self.share = max(1, capacity // 2)
         """Weight that one caller's many items may fill of the queue: the rest is for others."""
         self.little = max(1, min(max_batch, capacity) // 2)
@@ -133,14 +125,20 @@ class Batcher:
             NotReady: the batcher has stopped.
             InferenceFailed: on await: the batch failed.
         """
-        self.check_room()
         answer: asyncio.Future[Timed] = asyncio.get_running_loop().create_future()
+        self.put(item, answer, gone)
+        return answer
+
+    def put(self, item: Any, answer: Answer, gone: Callable[[], bool]) -> None:
+        """As `submit`, where the caller has a place for the result."""
+        self.check_room()
         weight = self._weigh(item)
         self._queue.append(Waiting(item, weight, answer, time.perf_counter(), gone))
         self._depth += weight
-        if self._beside is not None or self._inline or not self._flying:
+        if self._inline and not self._max_wait:
+            self._turn_soon()
+        elif self._ways.several or not self._flying:
             self._stirred.set()
-        return answer
 
     async def room(self, most: int) -> None:
         """Waits until less than `most` waits, or the batcher has stopped."""
@@ -160,41 +158,51 @@ class Batcher:
         if self._depth >= self._capacity:
             raise Overloaded(f"{self._capacity} images wait already")
 
+    def _turn_soon(self) -> None:
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Runs a batch here, or leaves what comes next to the task."""
+        self._turning = False
+        way = None if self._closed else self._way()
+        if way is None or not way.here:
+            self._stirred.set()
+            return
+        if batch := self._take(way.most):
+            self._answer_here(batch, way.run)
+        if self._queue:
+            self._turn_soon()  # the callers answer and new ones come in before
+
     async def _serve(self) -> None:
         try:
             while True:
                 if not self._queue and not self._flying:
                     self._stirred.clear()
                     await self._stirred.wait()
-                    await self._wait_for_company()
+                    if self._max_wait:
+                        await self._wait_for_company()
                 way = self._way()
                 if way is None:
                     self._stirred.clear()
                     await self._stirred.wait()
                 elif batch := self._take(way.most):
                     if way.here:
-                        self._answer_here(batch)
+                        self._answer_here(batch, way.run)
                         await asyncio.sleep(0)  # the callers answer and new ones come in
                     else:
                         self._send(batch, way.run)
         finally:
             self._release()
 
-    def _way(self) -> "_Way | None":
-        """How the next batch runs; None while there is nothing to run, or no place for it.
-
-        Fewer items than could run side by side get the whole device, one batch at a time.
-        """
-        beside, flying = self._beside, len(self._flying)
+    def _way(self) -> Way | None:
+        """How the next batch runs; None while there is nothing to run, or no place for it."""
         if not self._queue:
             return None
         first = self._queue[0]
-        if first.weight <= self._inline and self._kind(first.item) is not THREADED:
-            return self._here
-        if beside is None or self._depth + sum(self._flying.values()) < beside.count:
-            return None if flying else self._alone
-        free = beside.count - flying
-        return _Way(beside.run, min(beside.max_batch, -(-self._depth // free))) if free > 0 else None
+        threaded = self._kind(first.item) is THREADED
+        return self._ways.choose(first.weight, threaded, self._depth, self._flying.values())
 
     def _send(self, batch: list[Waiting], run: Run) -> None:
         task = asyncio.create_task(self._answer_there(batch, run), name="batch")
@@ -246,10 +254,10 @@ class Batcher:
         if not waiting.answer.done():
             waiting.answer.set_exception(ClientDisconnect())
 
-    def _answer_here(self, batch: list[Waiting]) -> None:
+    def _answer_here(self, batch: list[Waiting], run: Run) -> None:
         start = time.perf_counter()
         try:
-            self._settle(batch, self._work(batch, self._here.run), start)
+            self._settle(batch, self._work(batch, run), start)
         except Exception as error:
             self._fail(batch, error)
 

@@ -49,18 +49,30 @@ class Decoder:
 
     async def one(self, image: Encoded, card: ModelCard, observer: ModelObserver) -> Decoded | Exception:
         """One picture."""
-        start = perf_counter()
         try:
-            data = decode_base64(image) if isinstance(image, str) else image
-            fitted = load_at_once(data, card.input, self._limits)
+            found = self.at_once(image, card, observer)
         except InvalidInput as error:
             return error
+        if found is not None:
+            return found
+        (later,) = await self._decode([image], card)
+        if isinstance(later, Decoded):
+            observer.decoded(later.seconds)
+        return later
+
+    def at_once(self, image: Encoded, card: ModelCard, observer: ModelObserver) -> Decoded | None:
+        """A picture that is decoded no slower than it is handed to a thread; None for others.
+
+        Raises:
+            InvalidInput: no picture, or one over a limit.
+        """
+        start = perf_counter()
+        data = decode_base64(image) if isinstance(image, str) else image
+        fitted = load_at_once(data, card.input, self._limits)
         if fitted is None:
-            (found,) = await self._decode([data], card)
-        else:
-            found = Decoded(fitted, perf_counter() - start)
-        if isinstance(found, Decoded):
-            observer.decoded(found.seconds)
+            return None
+        found = Decoded(fitted, perf_counter() - start)
+        observer.decoded(found.seconds)
         return found
 
     async def many(

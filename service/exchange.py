@@ -3,9 +3,8 @@
 import asyncio
 import io
 import zlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
@@ -41,6 +40,29 @@ class Reply:
     media_type: bytes = JSON
     status: int = 200
     headers: list[Header] = field(default_factory=list)
+
+
+class WholeRequest:
+    """A request that is all there: to uvicorn the connection's cycle, to `Call` where the body comes from.
+
+    Args:
+        body: all of it.
+    """
+
+    __slots__ = ("body", "disconnected", "keep_alive", "response_complete")
+    more_body: ClassVar[bool] = False
+    message_event: ClassVar[asyncio.Event] = asyncio.Event()
+    """uvicorn sets it for those who wait for more of the request; nobody does."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+
+    async def receive(self) -> Message:
+        """The only message."""
+        return {"type": "http.request", "body": self.body, "more_body": False}
 
 
 class Call:
@@ -158,9 +180,6 @@ class Call:
             whole.write(part)
             if last:
                 return whole.getvalue()
-
-
-Handler = Callable[[Call], Awaitable[Reply]]
 
 
 def _gunzip(data: Buffer, most: int) -> bytes:

@@ -1,14 +1,13 @@
 """The outermost ASGI layer: the hot routes, request ids, header limits, the last catch, every count and span."""
 
 import asyncio
-import gzip
 import itertools
 import logging
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from typing import Protocol
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
@@ -16,9 +15,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import FocalserveError
 from service import oip, routes
+from service.begun import Begin, Outcome
 from service.errors import BadHeaders, HeadersTooLarge, status_of
-from service.exchange import Call, Header, Reply
+from service.exchange import Call, Reply, WholeRequest
 from service.failures import failure_reply
+from service.sealed import Sealed, marks, packed, seal, takes_long_to_pack
 from service.state import ServiceState
 from service.telemetry import trace_of
 
@@ -26,28 +27,76 @@ log = logging.getLogger("focalserve")
 access = logging.getLogger("focalserve.access")
 _MOST_HEADERS = 100
 _MOST_HEADER_BYTES = 32 * 1024
-_GZIP_FROM = 4096
-_GZIP_ELSEWHERE = 64 * 1024
-_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 _CLIENT_LEFT = 499
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 Handler = Callable[[ServiceState, Call], Awaitable[Reply]]
 HOT: dict[tuple[str, str], Handler] = {("POST", "/predict"): routes.predict, ("POST", "/loss"): routes.loss}
+AT_ONCE: dict[Handler, Begin] = {routes.predict: routes.begin_predict, oip.answer: oip.begin}
+"""What answers small requests for quick nets without a task."""
 
 
-class Sealed(NamedTuple):
-    """An answer with all its headers, ready to be sent.
+class Client(Protocol):
+    """Who waits for an answer."""
 
-    Attributes:
-        status: of HTTP.
-        headers: all but those that uvicorn adds.
-        body: its bytes.
+    def send(self, sealed: Sealed | None) -> None:
+        """Here it is; None where they have left."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """There will be none."""
+        ...
+
+
+class _Ending:
+    """Where the result of a request that was begun goes: its answer is made and sent then and there.
+
+    Args:
+        front: that began it.
+        call: the request.
+        request_id: its id.
+        start: when it came, seconds of `time.perf_counter`.
+        finish: makes the answer.
+        client: is sent it.
     """
 
-    status: int
-    headers: list[Header]
-    body: bytes
+    __slots__ = ("_call", "_client", "_finish", "_front", "_id", "_over", "_start")
+
+    def __init__(
+        self,
+        front: "Front",
+        call: Call,
+        request_id: str,
+        start: float,
+        finish: Callable[[Outcome], Reply],
+        client: Client,
+    ) -> None:
+        self._front, self._call, self._id, self._start = front, call, request_id, start
+        self._finish, self._client = finish, client
+        self._over = False
+
+    def done(self) -> bool:
+        """Whether it is answered."""
+        return self._over
+
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._call.gone
+
+    def set_result(self, result: Outcome) -> None:
+        """Answers."""
+        self._over = True
+        reply: Reply | Exception
+        try:
+            reply = self._finish(result)
+        except Exception as error:
+            reply = error
+        try:
+            self._front.end(reply, self._call, self._id, self._start, self._client)
+        except Exception as error:
+            self._client.fail(error)
+
+    set_exception = set_result
 
 
 class Front:
@@ -67,6 +116,7 @@ class Front:
         self._log_requests = state.settings.access_log
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
+        self._packing: set[asyncio.Future[Reply]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan."""
@@ -101,12 +151,71 @@ class Front:
         finally:
             call.close()
         if reply is None or call.gone:
-            self._state.metrics.cancelled.inc()
-            self._count(call, _CLIENT_LEFT, start, request_id)
+            self._left(call, start, request_id)
             return None
-        reply = await _packed(reply, call)
+        long = takes_long_to_pack(reply, call)
+        reply = await asyncio.to_thread(packed, reply, call) if long else packed(reply, call)
+        return self._seal(reply, call, start, request_id)
+
+    def at_once(self, handler: Handler, scope: Scope, request: WholeRequest, client: Client) -> bool:
+        """Answers a request that is all there, in this turn of the event loop or the next.
+
+        Args:
+            handler: of its route.
+            scope: of ASGI.
+            request: with its body.
+            client: is sent the answer.
+
+        Returns:
+            Whether it will be answered; where not, nothing was done, and `answer` does it.
+        """
+        begin = AT_ONCE.get(handler)
+        if begin is None or len(request.body) > self.most_body:
+            return False
+        start = time.perf_counter()
+        call, request_id = self._begin(scope, request.receive)
+        if b"content-encoding" in call.headers:
+            return False
+        try:
+            _check_headers(call)
+            begun = begin(self._state, call, request.body)
+        except Exception as error:
+            self.end(error, call, request_id, start, client)
+            return True
+        if begun is None:
+            return False
+        ending = _Ending(self, call, request_id, start, begun.finish, client)
+        try:
+            begun.batcher.put(begun.item, ending, ending.gone)
+        except FocalserveError as error:
+            ending.set_exception(error)
+        return True
+
+    def end(self, reply: Reply | Exception, call: Call, request_id: str, start: float, client: Client) -> None:
+        """Sends the answer of a request that was begun; ClientDisconnect stands for a client that has left."""
+        if isinstance(reply, ClientDisconnect) or call.gone:
+            self._left(call, start, request_id)
+            client.send(None)
+            return
+        if isinstance(reply, Exception):
+            reply = self._failure(reply, call, request_id)
+        if not takes_long_to_pack(reply, call):
+            client.send(self._seal(packed(reply, call), call, start, request_id))
+            return
+        later = asyncio.ensure_future(asyncio.to_thread(packed, reply, call))
+        self._packing.add(later)
+        later.add_done_callback(self._packing.discard)
+        later.add_done_callback(lambda done: client.send(self._seal(done.result(), call, start, request_id)))
+
+    def _seal(self, reply: Reply, call: Call, start: float, request_id: str) -> Sealed:
+        """The answer with all its headers, counted."""
         self._count(call, reply.status, start, request_id)
-        return _sealed(reply, request_id)
+        return seal(reply, request_id)
+
+    def _left(self, call: Call, start: float, request_id: str) -> None:
+        """The client has left."""
+        self._state.metrics.cancelled.inc()
+        self._count(call, _CLIENT_LEFT, start, request_id)
 
     def _begin(self, scope: Scope, receive: Receive) -> tuple[Call, str]:
         """The request, and its id."""
@@ -125,7 +234,7 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_marks(request_id)]
+                message["headers"] = [*message.get("headers", []), *marks(request_id)]
             await send(message)
 
         try:
@@ -138,7 +247,7 @@ class Front:
                 raise
             reply = self._failure(error, call, request_id)
             status = reply.status
-            await _send(send, _sealed(reply, request_id))
+            await _send(send, seal(reply, request_id))
         self._count(call, status, start, request_id)
 
     def _failure(self, error: Exception, call: Call, request_id: str) -> Reply:
@@ -176,31 +285,6 @@ def _given_id(headers: Mapping[bytes, bytes]) -> str | None:
     if name is not None and _SAFE_ID.fullmatch(name):
         return name.decode("ascii")
     return trace_of(headers[b"traceparent"]) if b"traceparent" in headers else None
-
-
-async def _packed(reply: Reply, call: Call) -> Reply:
-    """The reply, compressed where the client takes gzip and it is worth it."""
-    if len(reply.body) < _GZIP_FROM or not _GZIP.search(call.header(b"accept-encoding")):
-        return reply
-    long = len(reply.body) > _GZIP_ELSEWHERE
-    body = await asyncio.to_thread(gzip.compress, reply.body, 1) if long else gzip.compress(reply.body, 1)
-    headers = [*reply.headers, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
-    return Reply(body, reply.media_type, reply.status, headers)
-
-
-def _marks(request_id: str) -> tuple[Header, Header]:
-    """What every answer says."""
-    return (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")
-
-
-def _sealed(reply: Reply, request_id: str) -> Sealed:
-    headers = [
-        (b"content-type", reply.media_type),
-        (b"content-length", b"%d" % len(reply.body)),
-        *_marks(request_id),
-        *reply.headers,
-    ]
-    return Sealed(reply.status, headers, reply.body)
 
 
 async def _send(send: Send, sealed: Sealed) -> None:

@@ -14,18 +14,19 @@ import os
 import socket
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import httptools
 import uvicorn
-from starlette.types import Message, Scope
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.channel import Channel
-from service.exchange import Header
-from service.front import Front, Handler, Sealed
+from service.exchange import Header, WholeRequest
+from service.front import Front, Handler
 from service.long_request import LONG, LongRequest
+from service.sealed import Sealed
 from service.settings import Settings
 
 log = logging.getLogger("focalserve")
@@ -42,29 +43,6 @@ class Share:
 
     def lost(self, connection: "Protocol") -> None:
         """A connection has ended, or has gone elsewhere."""
-
-
-class WholeRequest:
-    """A request that is all there: to uvicorn the connection's cycle, to `Call` where the body comes from.
-
-    Args:
-        body: all of it.
-    """
-
-    __slots__ = ("_body", "disconnected", "keep_alive", "response_complete")
-    more_body: ClassVar[bool] = False
-    message_event: ClassVar[asyncio.Event] = asyncio.Event()
-    """uvicorn sets it for those who wait for more of the request; nobody does."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.disconnected = False
-        self.keep_alive = True
-        self.response_complete = False
-
-    async def receive(self) -> Message:
-        """The only message."""
-        return {"type": "http.request", "body": self._body, "more_body": False}
 
 
 class Protocol(HttpToolsProtocol):
@@ -151,7 +129,15 @@ class Protocol(HttpToolsProtocol):
         if handler is None:
             super().on_message_complete()
             return
-        self._begin(handler, WholeRequest(b"".join(self._parts)))
+        request = WholeRequest(b"".join(self._parts))
+        self.cycle = request  # type: ignore[assignment]
+        scope: Scope = self.scope  # type: ignore[assignment]
+        client = _Client(self, request)
+        try:
+            if not self.app.at_once(handler, scope, request, client):
+                self._begin(handler, request)
+        except Exception as error:
+            client.fail(error)
 
     def finish_body(self) -> None:
         """The body of a long request is there; what comes now is the next request."""
@@ -211,18 +197,36 @@ class Protocol(HttpToolsProtocol):
 
     async def _answer(self, handler: Handler, scope: Scope, request: WholeRequest | LongRequest) -> None:
         """Answers; a failure of the outermost layer itself ends the connection."""
+        client = _Client(self, request)
         try:
-            sealed = await self.app.answer(handler, scope, request.receive)
+            client.send(await self.app.answer(handler, scope, request.receive))
         except BaseException as error:
-            log.error("a hot route was left by an exception", exc_info=error)
-            self.transport.close()
-            return
+            client.fail(error)
+
+
+class _Client:
+    """Who is at the other end of a connection, and waits for the answer to a request."""
+
+    __slots__ = ("_protocol", "_request")
+
+    def __init__(self, protocol: Protocol, request: WholeRequest | LongRequest) -> None:
+        self._protocol = protocol
+        self._request = request
+
+    def send(self, sealed: Sealed | None) -> None:
+        """Writes the answer; None where there is nobody to read it."""
+        protocol, request = self._protocol, self._request
         request.response_complete = True
         if sealed is not None and not request.disconnected:
-            self.transport.write(_bytes_of(sealed, self.server_state.default_headers, request.keep_alive))
+            protocol.transport.write(_bytes_of(sealed, protocol.server_state.default_headers, request.keep_alive))
             if not request.keep_alive:
-                self.transport.close()
-        self.on_response_complete()
+                protocol.transport.close()
+        protocol.on_response_complete()
+
+    def fail(self, error: BaseException) -> None:
+        """A failure of the outermost layer itself ends the connection."""
+        log.error("a hot route was left by an exception", exc_info=error)
+        self._protocol.transport.close()
 
 
 def config_of(front: Front, settings: Settings, share: Share, lifespan: bool) -> uvicorn.Config:

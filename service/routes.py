@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from models.card import ModelCard
 from models.errors import InvalidInput
 from service.batch import Timed
+from service.begun import Begun, Outcome
 from service.bodies import (
     check_json_size,
     check_lengths,
@@ -46,10 +47,45 @@ async def predict(state: ServiceState, call: Call) -> Reply:
     _check_count(len(images), state.settings.max_images, "images")
     wish = wish_of(card, options)
     results = await state.run(served, card, images, call, wish)
+    return _predicted(call, served, card, results, ids, options, start)
+
+
+def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
+    """`predict` of one small image, sent as it is, by a classifier that runs in the event loop."""
+    start = perf_counter()
+    if media_type(call.header(b"content-type"), body) != "image":
+        return None
+    options = _image_options(call)
+    served, card = state.with_card(options.model)
+    if not served.quick or wish_of(card, options) is not None:
+        return None
+    picture = state.decoder.at_once(body, card, served.observer)
+    if picture is None:
+        return None
+
+    def finish(outcome: Outcome) -> Reply:
+        return _predicted(call, served, card, [outcome], [None], options, start)
+
+    return Begun(served.batcher, picture, finish)
+
+
+def _predicted(
+    call: Call,
+    served: Served,
+    card: ModelCard,
+    results: Results,
+    ids: Sequence[str | None],
+    options: PredictOptions,
+    start: float,
+) -> Reply:
+    """The answer of /predict."""
     _raise_alone(results)
     encoding = perf_counter()
     answers = [_bare(result) for result in results]
-    items = predict_items(card, answers, ids, options.top_k) if wish is None else detect_items(card, answers, ids)
+    if card.detector is None:
+        items = predict_items(card, answers, ids, options.top_k)
+    else:
+        items = detect_items(card, answers, ids)
     for item in items:
         for one in (item,) if "label" in item else item.get("boxes", ()):
             served.observer.predicted(one["label"])
@@ -91,14 +127,19 @@ async def _read_predict(
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
     kind = media_type(call.header(b"content-type"), body)
     if kind == "image":
-        query = call.query()
-        return [body], [None], validate_strings(PredictOptions, query) if query else _DEFAULTS
+        return [body], [None], _image_options(call)
     if kind == "json":
         asked = await _document(state, call, body, PredictRequest)
         return [one.image for one in asked.inputs], [one.id for one in asked.inputs], asked
     form = await _form(state, call, body)
     options = validate_strings(PredictOptions, _single(form.fields) | call.query())
     return [file.data for file in form.files], [file.name for file in form.files], options
+
+
+def _image_options(call: Call) -> PredictOptions:
+    """What the query of an image that is sent as it is says."""
+    query = call.query()
+    return validate_strings(PredictOptions, query) if query else _DEFAULTS
 
 
 async def _answer_loss(

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.card import ModelCard
 from models.fit import Fitted
-from service.batch import Beside, Run
+from service.batch import Run
 from service.batcher import Batcher
 from service.detector import DetectorEngine
 from service.engine import Engine
@@ -19,6 +19,7 @@ from service.metrics import Metrics, ModelObserver
 from service.predictions import RowAnswer, answer_rows
 from service.runtime import DeviceReport, Runtime
 from service.settings import Settings, usable_cores
+from service.ways import Beside
 
 Bundled = Engine | DetectorEngine
 """What a bundle is opened as."""

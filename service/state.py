@@ -52,7 +52,7 @@ class ServiceState:
         self.workers: Helpers | None = None
         self.draining = False
         self._on_refused = on_refused
-        self._decoder = Decoder(settings.decode_threads or usable_cores(), settings.image_limits)
+        self.decoder = Decoder(settings.decode_threads or usable_cores(), settings.image_limits)
         self._why_not: FocalserveError | None = NotReady("the models are being loaded")
         self._loading: asyncio.Task[None] | None = None
 
@@ -68,7 +68,7 @@ class ServiceState:
             await asyncio.gather(self._loading, return_exceptions=True)
         await self.audits.stop()
         await self.catalog.close()
-        self._decoder.close()
+        self.decoder.close()
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
 
@@ -173,13 +173,13 @@ class ServiceState:
         batcher.holders += 1
         try:
             if len(images) == 1:
-                item = await self._decoder.one(images[0], card, served.observer)
+                item = await self.decoder.one(images[0], card, served.observer)
                 if isinstance(item, Exception):
                     return [item]
                 return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
             if served.part:
                 return await self._run_parts(served, images, call)
-            decoded = self._decoder.many(images, card, served.observer)
+            decoded = self.decoder.many(images, card, served.observer)
             return await submit_stream(batcher, _looks(decoded, wish) if wish else decoded, lambda: call.gone)
         finally:
             batcher.holders -= 1
@@ -208,7 +208,7 @@ class ServiceState:
 
         async def one(image: Encoded) -> Timed | Exception:
             async with places:
-                item = await self._decoder.one(image, card, served.observer)
+                item = await self.decoder.one(image, card, served.observer)
                 if isinstance(item, Exception):
                     return item
                 wanted = item if wish is None else Look(item, wish)

@@ -22,17 +22,19 @@ def tell(call: Call, reply: Reply, start: float, encoding: float, timed: Sequenc
     """
     now = perf_counter()
     seen.encoded(now - encoding)
-    durations: list[tuple[bytes, float]] = []
+    parts = b""
     if timed:
         slowest = timed[0] if len(timed) == 1 else max(timed, key=lambda one: one.queued)
-        call.stages.append(("queue", slowest.began - slowest.queued, slowest.began))
-        call.stages.append(("infer", slowest.began, slowest.began + slowest.ran))
+        queued, began, ran = slowest.queued, slowest.began, slowest.ran
+        call.stages += [("queue", began - queued, began), ("infer", began, began + ran)]
         rows = [one.result for one in timed if isinstance(one.result, Row)]
         if rows:
-            durations.append((b"decode", max([row.decoded for row in rows])))
-        durations.append((b"queue", slowest.queued))
-        durations.append((b"infer", max([row.inferred for row in rows] or [one.ran for one in timed])))
+            decoded, inferred = max([row.decoded for row in rows]), max([row.inferred for row in rows])
+            parts = b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, " % (decoded * 1e3, queued * 1e3, inferred * 1e3)
+        else:
+            inferred = max([one.ran for one in timed])
+            parts = b"queue;dur=%.3f, infer;dur=%.3f, " % (queued * 1e3, inferred * 1e3)
     call.stages.append(("encode", encoding, now))
-    durations += [(b"encode", now - encoding), (b"total", now - start)]
-    reply.headers.append((b"server-timing", b", ".join([b"%s;dur=%.3f" % (name, s * 1e3) for name, s in durations])))
+    parts += b"encode;dur=%.3f, total;dur=%.3f" % ((now - encoding) * 1e3, (now - start) * 1e3)
+    reply.headers.append((b"server-timing", parts))
     return reply

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from service.batch import THREADED, Beside
+from service.batch import THREADED
 from service.batcher import Batcher
 from service.errors import NotReady
 from service.many import submit_all
+from service.ways import Beside
 from tests.test_batcher import Gate, Rows, Seen, ask, doubled, values_of
 
 

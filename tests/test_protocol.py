@@ -18,8 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from service.__main__ import Server
 from service.app import create_app
-from service.front import Front, Handler, Sealed
+from service.exchange import WholeRequest
+from service.front import Client, Front, Handler
 from service.protocol import Share, config_of
+from service.sealed import Sealed
 from tests.serving import SIZE, Json, pictures, png_of, settings_of, write_linear
 
 IMAGE = png_of(pictures(1, SIZE)[0])
@@ -41,6 +43,11 @@ class Watched(Front):
         if self.broken:
             raise KeyError("broken")
         return await super().answer(handler, scope, receive)
+
+    def at_once(self, handler: Handler, scope: Scope, request: WholeRequest, client: Client) -> bool:
+        if self.broken:
+            raise KeyError("broken")
+        return super().at_once(handler, scope, request, client)
 
 
 class Answer(NamedTuple):
