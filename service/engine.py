@@ -16,6 +16,7 @@ from service.warm_up import QUICK, batch_size, best_seconds
 
 # What another machine's arithmetic may differ by, relative to the largest logit: CUDA may use TF32.
 _GOLDEN_TOLERANCE = {CPU: 1e-3, CUDA: 2e-2}
+_LOGITS = ["logits"]
 
 
 class BundleEngine(ABC):
@@ -59,7 +60,8 @@ class Engine(BundleEngine):
 
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         super().__init__(bundle, device, threads)
-        check_outputs(self.runtime, {"logits": ("FP32", (self.card.outputs,))})
+        self._width = self.card.outputs
+        check_outputs(self.runtime, {"logits": ("FP32", (self._width,))})
         check_golden(self.card, self.device, lambda images: {"logits": self.run(images)[0]})
         self.quick = self.device.provider == CPU and threads == 1 and self.seconds(1) < QUICK
 
@@ -69,10 +71,10 @@ class Engine(BundleEngine):
         Raises:
             InferenceFailed: the runtime failed, or answered another number of rows.
         """
-        logits = self.runtime.run({"image": images}, ("logits",))[0]
-        if logits.shape != (len(images), self.card.outputs):
+        logits: NDArray[np.float32] = self.runtime.run({"image": images}, _LOGITS)[0]
+        if logits.shape != (len(images), self._width):
             raise InferenceFailed(f"the model answered {logits.shape} for {len(images)} images")
-        return np.asarray(logits, np.float32)
+        return logits
 
     def blank(self, size: int) -> Callable[[], object]:
         """The run of a blank batch of that size."""

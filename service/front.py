@@ -273,7 +273,7 @@ class Front:
 
 def _check_headers(call: Call) -> None:
     headers = call.scope["headers"]
-    if len(headers) > _MOST_HEADERS or sum(map(len, itertools.chain.from_iterable(headers))) > _MOST_HEADER_BYTES:
+    if len(headers) > _MOST_HEADERS or sum([len(name) + len(value) for name, value in headers]) > _MOST_HEADER_BYTES:
         raise HeadersTooLarge(f"at most {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES} bytes in all")
     if b"host" not in call.headers and call.scope.get("http_version") == "1.1":
         raise BadHeaders("the Host header is missing")

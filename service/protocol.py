@@ -184,10 +184,16 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def _may_hold(self) -> bool:
-        idle = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
         parser = self.parser
-        plain = parser.get_http_version() == "1.1" and parser.should_keep_alive() and not parser.should_upgrade()
-        return idle and plain and parser.get_method() != b"HEAD" and b"%" not in self.url
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and parser.get_http_version() == "1.1"
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+            and parser.get_method() != b"HEAD"
+            and b"%" not in self.url
+        )
 
     def _let_go(self) -> None:
         self._held = None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
+import orjson
 from pydantic_core import to_json
 
 from models.card import ModelCard
@@ -89,7 +90,7 @@ def _predicted(
     for item in items:
         for one in (item,) if "label" in item else item.get("boxes", ()):
             served.observer.predicted(one["label"])
-    reply = _json({"model": {"name": card.name, "version": card.version}, "predictions": items})
+    reply = Reply(orjson.dumps({"model": {"name": card.name, "version": card.version}, "predictions": items}))
     return tell(call, reply, start, encoding, _timed(results), served.observer)
 
 

@@ -108,14 +108,14 @@ class Runtime:
             for spec in self.inputs
         }
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def run(self, feeds: dict[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """The named outputs for the named inputs.
 
         Raises:
             InferenceFailed: the runtime failed.
         """
         try:
-            found: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds))
+            found: list[NDArray[Any]] = self._session.run(outputs, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise InferenceFailed("the model's run failed") from error
         return found
