@@ -28,6 +28,8 @@ from service.sums import Helpers, Sums
 from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
+_YOUNG = 50_000
+"""Objects made and not yet gone, at which the garbage collector looks at the young ones."""
 _WITHOUT_HURRY = 8
 """Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
 
@@ -259,9 +261,13 @@ class ServiceState:
 
 
 def _settle() -> None:
-    """What is there now stays: the collector need not walk it again and again, a pause each time."""
+    """What is there now stays: the collector need not walk it again and again, a pause each time.
+
+    And it need not look whenever a request has many parts, which go with their request.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
 
 
 async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:

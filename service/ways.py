@@ -64,4 +64,7 @@ class Ways:
         if beside is None or depth + sum(flying) < beside.count:
             return None if flying else self._alone
         free = beside.count - len(flying)
+        if free <= 0:
+            # One batch more for each thread: it goes on without a turn of the event loop, which all cores keep waiting.
+            free += beside.count
         return Way(beside.run, min(beside.max_batch, -(-depth // free))) if free > 0 else None

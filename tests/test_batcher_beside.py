@@ -178,3 +178,15 @@ async def test_the_event_loop_answers_light_items_while_heavy_ones_run_beside() 
         gate.open.set()
         assert await asyncio.gather(*heavy) == [200, 202]
     assert threads == [threading.get_ident()]
+
+
+async def test_a_thread_goes_on_with_the_next_run_while_the_event_loop_is_busy() -> None:
+    beside = Watched(0.01)
+    async with started(doubled, beside) as batcher:
+        answers = [asyncio.create_task(ask(batcher, value)) for value in range(6)]
+        while not beside.sizes:
+            await asyncio.sleep(0)
+        time.sleep(0.2)  # the event loop does not turn
+        assert len(beside.sizes) == 4
+        assert await asyncio.gather(*answers) == [2 * value for value in range(6)]
+    assert beside.most == 2
