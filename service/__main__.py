@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         self._adopting: set[asyncio.Task[None]] = set()
         app = create_app(settings, self._end_refused)
         self._state: ServiceState = app.state.service
-        self._workers = self._state.workers = Workers(self._state, self._on_connection)
+        self._workers = self._state.images.helpers = Workers(self._state, self._on_connection)
         front = app.middleware_stack
         assert isinstance(front, Front)  # FastAPI's own first steps are not for hot routes
         super().__init__(config_of(front, settings, self._workers, lifespan=True))

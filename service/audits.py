@@ -18,6 +18,7 @@ from service.batch import Timed
 from service.decoding import Encoded
 from service.detector import Wish
 from service.errors import Conflict, InvalidRequest, NotReady
+from service.image_runner import ImageRunner
 from service.served import Served
 
 log = logging.getLogger("focalserve")
@@ -34,15 +35,9 @@ class Models(Protocol):
         """The model of that name."""
         ...
 
-    async def run_later(
-        self,
-        served: Served,
-        card: ModelCard,
-        images: Sequence[Encoded],
-        gone: Callable[[], bool],
-        wish: Wish | None = None,
-    ) -> list[Timed | Exception]:
-        """Runs images without hurry."""
+    @property
+    def images(self) -> ImageRunner:
+        """Where their pictures are run."""
         ...
 
 
@@ -236,7 +231,9 @@ class Audits:
         while True:
             served, card = await self._model(record)
             try:
-                results = await self._models.run_later(served, card, images, lambda: record.id in self._cancelled, wish)
+                results = await self._models.images.run_later(
+                    served, card, images, lambda: record.id in self._cancelled, wish
+                )
             except NotReady:
                 await asyncio.sleep(_LOOK_AGAIN)
                 continue

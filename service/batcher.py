@@ -1,8 +1,8 @@
 """Concurrent callers to batches. Knows nothing of images or models: items in, results out, in order.
 
-One task owns the queue and the device. It never waits for company while it is idle (unless `max_wait` says so): what
-has queued while the last batch ran is the next one. A failing batch fails only its own callers, a failing item only
-itself; a caller that has left is dropped before its item is run.
+It never waits for company while it is idle (unless `max_wait` says so): what has queued while the last batch ran is the
+next one. A failing batch fails only its own callers, a failing item only itself; a caller that has left is dropped
+before its item is run.
 
 Batches run in a thread, or, where they are shorter than two threads take to hand each other the interpreter, in the
 event loop itself: what came in one turn of it runs in the next. A model may have a second way, of which several runs go
@@ -28,7 +28,7 @@ class Batcher:
     """Runs items of many callers in batches.
 
     Args:
-        run: called in `executor`, once at a time, or in the event loop, beside what is in the executor.
+        run: called in `executor`, once at a time, or in the event loop meanwhile.
         executor: one thread of its own, or `beside.count`.
         inline: weight of a batch that runs in the event loop, at most; it must not take long. 0 runs none there.
         beside: another way to run, once as many items as it runs at a time are there; None: there is none.
@@ -77,7 +77,7 @@ class Batcher:
         self.share = max(1, capacity // 2)
         """Weight that one caller's many items may fill of the queue: the rest is for others."""
         self.little = max(1, min(max_batch, capacity) // 2)
-        """Half a batch: items without hurry enter while less than this waits."""
+        """Half a batch: items without hurry enter while less waits."""
         self.holders = 0
         """Callers that will submit still, such as one that decodes its image; `drain` waits for them."""
 
@@ -88,7 +88,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the task that runs batches is there and working."""
+        """Whether the task that runs batches works."""
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
@@ -255,17 +255,15 @@ class Batcher:
             waiting.answer.set_exception(ClientDisconnect())
 
     def _answer_here(self, batch: list[Waiting], run: Run) -> None:
-        start = time.perf_counter()
         try:
-            self._settle(batch, self._work(batch, run), start)
+            self._settle(batch, *self._work(batch, run))
         except Exception as error:
             self._fail(batch, error)
 
     async def _answer_there(self, batch: list[Waiting], run: Run) -> None:
-        start = time.perf_counter()
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch, run)
-            self._settle(batch, results, start)
+            work = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch, run)
+            self._settle(batch, *await work)
         except Exception as error:
             self._fail(batch, error)
         finally:
@@ -291,11 +289,13 @@ class Batcher:
             self._observer.batch(size, [queued[n] for n in done], ran)
 
     @staticmethod
-    def _work(batch: list[Waiting], run: Run) -> Sequence[Any]:
+    def _work(batch: list[Waiting], run: Run) -> tuple[Sequence[Any], float]:
+        """The results, and when their run began: in a thread that may be later than it was sent there."""
+        start = time.perf_counter()
         results = run([waiting.item for waiting in batch])
         if len(results) != len(batch):
             raise InferenceFailed(f"the model answered {len(results)} rows for {len(batch)}")
-        return results
+        return results, start
 
     @staticmethod
     def _fail(batch: Iterable[Waiting], error: Exception) -> None:

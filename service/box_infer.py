@@ -65,7 +65,7 @@ async def _run(
 ) -> list[Timed | Exception]:
     tensor = request.inputs.get("image")
     if tensor is not None and tensor.dtype == np.object_:
-        return await state.run(served, card, pictures_of(tensor, request.as_json), call, wish)
+        return await state.images.run(served, card, pictures_of(tensor, request.as_json), call, wish)
     check_inputs(request.inputs, served.runtime.inputs)
     looks: Sequence[Look] = [Look(image, wish) for image in request.inputs["image"]]
     return await submit_all(served.batcher, looks, lambda: call.gone)

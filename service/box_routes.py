@@ -67,7 +67,7 @@ async def box_loss(
     for at in range(0, len(items), PICTURES_AT_ONCE):
         part = items[at : at + PICTURES_AT_ONCE]
         images = [item.image for item in part if item.image is not None]
-        ran = await state.run(served, card, images, call, RAW) if images else []
+        ran = await state.images.run(served, card, images, call, RAW) if images else []
         found = iter(ran)
         raw = [arrays_of(card, item) if item.image is None else _answer(next(found)) for item in part]
         scores += await asyncio.to_thread(_score, card, raw, given[at : at + PICTURES_AT_ONCE], options)

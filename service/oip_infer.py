@@ -117,7 +117,7 @@ async def _run(
             served.observer.predicted(served.card.labels[k])
         return outputs, {}, timed
     if tensor.dtype == np.object_:
-        results = await state.run(served, served.card, pictures_of(tensor, request.as_json), call)
+        results = await state.images.run(served, served.card, pictures_of(tensor, request.as_json), call)
     else:
         results = await submit_all(served.batcher, list(tensor), lambda: call.gone)
     timed = _all_good(results)
@@ -136,7 +136,7 @@ def _item(state: ServiceState, served: Served, request: InferRequest) -> Block |
         return picture
     (image,) = pictures_of(tensor, request.as_json)
     try:
-        return state.decoder.at_once(image, served.card, served.observer)
+        return state.images.decoder.at_once(image, served.card, served.observer)
     except FocalserveError as error:
         raise _of_image(0, error) from None
 

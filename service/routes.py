@@ -47,7 +47,7 @@ async def predict(state: ServiceState, call: Call) -> Reply:
     served, card = state.with_card(options.model)
     _check_count(len(images), state.settings.max_images, "images")
     wish = wish_of(card, options)
-    results = await state.run(served, card, images, call, wish)
+    results = await state.images.run(served, card, images, call, wish)
     return _predicted(call, served, card, results, ids, options, start)
 
 
@@ -60,7 +60,7 @@ def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
     served, card = state.with_card(options.model)
     if not served.quick or wish_of(card, options) is not None:
         return None
-    picture = state.decoder.at_once(body, card, served.observer)
+    picture = state.images.decoder.at_once(body, card, served.observer)
     if picture is None:
         return None
 
@@ -165,7 +165,7 @@ async def _answer_loss(
         return await box_loss(state, call, served, card, items, asked, start)
     if any(item.label is None for item in items):
         raise InvalidRequest(f"model {card.name} is a classifier; give labels, not boxes")
-    results = await state.run(served, card, images, call) if images else []
+    results = await state.images.run(served, card, images, call) if images else []
     found = iter(results)
     given = [
         Given(item.row if item.image is None else _logits(next(found)), item.label, item.id, item.kind)

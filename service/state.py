@@ -4,34 +4,27 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
-from itertools import repeat
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any
 
 from models.card import ModelCard
-from models.errors import BundleError, DeviceUnavailable, FocalserveError, InvalidInput
+from models.errors import BundleError, DeviceUnavailable, FocalserveError
 from service.audit_store import AuditStore
 from service.audits import Audits
-from service.batch import Timed
 from service.catalog import Catalog
-from service.decoding import Decoded, Decoder, Encoded, parts_of
-from service.detector import Wish
+from service.decoding import Encoded
 from service.errors import InvalidRequest, NotReady
-from service.exchange import Call
-from service.items import Look, Part
-from service.many import submit_all, submit_later, submit_stream
+from service.image_runner import ImageRunner
 from service.metrics import Metrics
 from service.served import Served
 from service.settings import Settings, usable_cores
-from service.sums import Helpers, Sums
+from service.sums import Sums
 from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
 _YOUNG = 50_000
 """Objects made and not yet gone, at which the garbage collector looks at the young ones."""
-_WITHOUT_HURRY = 8
-"""Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
 
 
 class ServiceState:
@@ -50,11 +43,10 @@ class ServiceState:
         store = AuditStore(
             settings.audit_dir, settings.max_audits, settings.audit_max_total_bytes, settings.audit_ttl
         )  # fmt: skip
-        self.audits = Audits(store, self)
-        self.workers: Helpers | None = None
         self.draining = False
         self._on_refused = on_refused
-        self.decoder = Decoder(settings.decode_threads or usable_cores(), settings.image_limits)
+        self.images = ImageRunner(settings.decode_threads or usable_cores(), settings.image_limits)
+        self.audits = Audits(store, self)
         self._why_not: FocalserveError | None = NotReady("the models are being loaded")
         self._loading: asyncio.Task[None] | None = None
 
@@ -70,7 +62,7 @@ class ServiceState:
             await asyncio.gather(self._loading, return_exceptions=True)
         await self.audits.stop()
         await self.catalog.close()
-        self.decoder.close()
+        self.images.decoder.close()
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
 
@@ -129,7 +121,7 @@ class ServiceState:
 
     async def others(self) -> list[Sums]:
         """What the processes that share the work have counted."""
-        return [] if self.workers is None else await self.workers.sums()
+        return [] if self.images.helpers is None else await self.images.helpers.sums()
 
     async def exposition(self) -> bytes:
         """The text that Prometheus scrapes: of all processes."""
@@ -142,8 +134,8 @@ class ServiceState:
 
     async def _share(self, change: tuple[str, str] | None = None) -> None:
         """Has the other processes serve what this one serves."""
-        if self.workers is not None:
-            await self.workers.follow(change)
+        if self.images.helpers is not None:
+            await self.images.helpers.follow(change)
 
     def with_card(self, name: str | None, version: str | None = None) -> tuple[Served, ModelCard]:
         """The model of that name and version, which has a card.
@@ -156,74 +148,27 @@ class ServiceState:
             raise InvalidRequest(f"model {served.name} has no card; ask it through /v2/models/{served.name}/infer")
         return served, served.card
 
-    async def run(
-        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call, wish: Wish | None = None
-    ) -> list[Timed | Exception]:
-        """Decodes and runs images; each result is a `served.Row` or the image's own error.
+    async def run_for_another(self, model: tuple[str, str, str], images: Sequence[Encoded]) -> Sequence[Any] | None:
+        """What a quick bundle says of images that another process was asked for: a row or an error each.
 
         Args:
-            served: the model.
-            card: of it.
+            model: name, version and checksum of the bundle.
             images: encoded.
-            call: that wants them.
-            wish: what is wanted of a detector.
+
+        Returns:
+            None where this process does not have just that bundle.
 
         Raises:
-            Overloaded: the queue is full.
+            FocalserveError: they could not be run.
         """
-        batcher = served.batcher
-        batcher.holders += 1
-        try:
-            if len(images) == 1:
-                item = await self.decoder.one(images[0], card, served.observer)
-                if isinstance(item, Exception):
-                    return [item]
-                return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
-            if served.part:
-                return await self._run_parts(served, images, call)
-            decoded = self.decoder.many(images, card, served.observer)
-            return await submit_stream(batcher, _looks(decoded, wish) if wish else decoded, lambda: call.gone)
-        finally:
-            batcher.holders -= 1
-
-    async def _run_parts(self, served: Served, images: Sequence[Encoded], call: Call) -> list[Timed | Exception]:
-        """Images that the model's own threads decode."""
-        limits = self.settings.image_limits
-        parts = [Part(some, limits) for some in parts_of(images, served.part)]
-        found = await submit_all(served.batcher, parts, lambda: call.gone)
-        return [one for part, timed in zip(parts, found, strict=True) for one in _of_part(part, timed)]
-
-    async def run_later(
-        self,
-        served: Served,
-        card: ModelCard,
-        images: Sequence[Encoded],
-        gone: Callable[[], bool],
-        wish: Wish | None = None,
-    ) -> list[Timed | Exception]:
-        """As `run`, for images without hurry: few at a time, and a full queue is waited for.
-
-        Raises:
-            NotReady: the model has been exchanged or is stopping.
-        """
-        places = asyncio.Semaphore(_WITHOUT_HURRY)
-
-        async def one(image: Encoded) -> Timed | Exception:
-            async with places:
-                item = await self.decoder.one(image, card, served.observer)
-                if isinstance(item, Exception):
-                    return item
-                wanted = item if wish is None else Look(item, wish)
-                return await _failed(submit_later(served.batcher, wanted, gone))
-
-        served.batcher.holders += 1
-        tasks = [asyncio.ensure_future(one(image)) for image in images]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            served.batcher.holders -= 1
+        served = self.served(*model[:2])
+        if not served.part or served.card is None or served.card.sha256 != model[2]:
+            return None
+        found = await self.images.run_for_another(served, images)
+        if isinstance(found, Exception):
+            raise found
+        rows: Sequence[Any] = found.result
+        return rows
 
     async def _load(self, on_ready: Callable[[], None]) -> None:
         start = perf_counter()
@@ -268,33 +213,3 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
-
-
-async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:
-    async with aclosing(items):
-        async for item in items:
-            yield item if isinstance(item, Exception) else Look(item, wish)
-
-
-def _of_part(part: Part, found: Timed | Exception) -> Iterator[Timed | Exception]:
-    """The results of its pictures."""
-    if isinstance(found, Exception):
-        return repeat(found, len(part.images))
-    return (row if isinstance(row, Exception) else found._replace(result=row) for row in found.result)
-
-
-async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:
-    """The result, or why this image has none, unless no image has."""
-    try:
-        return await answer
-    except NotReady:
-        raise
-    except Exception as error:
-        return error
-
-
-async def _settled(answer: "asyncio.Future[Timed]") -> Timed | Exception:
-    try:
-        return await answer
-    except InvalidInput as error:
-        return error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
@@ -99,16 +99,6 @@ class Sums(BaseModel):
     def of_model(self, name: str, version: str) -> ModelSums:
         """One model's."""
         return next((sums for *key, sums in self.models if key == [name, version]), ModelSums())
-
-
-class Helpers(Protocol):
-    """Other processes that answer requests, too (`service.workers`)."""
-
-    async def follow(self, change: tuple[str, str] | None = None) -> None:
-        """Has them serve what this process serves; `change` is `load` or `unload`, and of which model."""
-
-    async def sums(self) -> list[Sums]:
-        """What they have counted."""
 
 
 class Summed(Collector):

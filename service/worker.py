@@ -19,10 +19,12 @@ from service.channel import Channel
 from service.errors import NotReady
 from service.exchange import Call, Reply
 from service.front import Front, Handler, access
+from service.link import ENDED, IMAGES, ROWS, TOLD
 from service.protocol import CONNECTION, Protocol, Share, adopt, config_of
 from service.settings import LOG_FORMAT, Settings
+from service.shared_parts import Asked, pack_rows, unpack_images
 from service.state import ServiceState
-from service.workers import ENDED, QUICK, TOLD
+from service.workers import QUICK
 
 log = logging.getLogger("focalserve")
 
@@ -90,9 +92,22 @@ class Worker(uvicorn.Server, Share):
         kind, data = message[:1], message[1:]
         if kind == CONNECTION and file is not None:
             self._begin(adopt(self, self, file, data))
+        elif kind == IMAGES:
+            self._begin(self._run_images(unpack_images(data)))
         elif kind == TOLD:
             asked = json.loads(data)
             self._begin(self._do(asked.pop("do"), asked.pop("mark", None), asked))
+
+    async def _run_images(self, asked: Asked) -> None:
+        """Runs pictures of a request that the first process answers."""
+        rows = None
+        try:
+            rows = await self._state.run_for_another(asked.model, asked.images)
+        except FocalserveError as error:
+            log.debug("pictures are run by the first process: %s", error)
+        except Exception:
+            log.exception("pictures could not be run")
+        self._channel.send(ROWS + pack_rows(asked.mark, rows))
 
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

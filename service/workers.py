@@ -1,35 +1,31 @@
 """The processes that share the work of small requests: one interpreter keeps only one core busy.
 
 The first process does everything. The others have the same models and answer hot requests for them, on connections that
-the first one gives them; a connection that asks for anything else comes back with that request. What they count is
-added up in the first one. There are such processes only while every model is quick on the CPU: other nets use all cores
-from one process.
+the first one gives them; a connection that asks for anything else comes back with that request. Of a request with many
+pictures each takes its share. What they count is added up in the first one. There are such processes only while every
+model is quick on the CPU: other nets use all cores from one process.
 """
 
 import asyncio
-import json
 import logging
 import re
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from models.card import ModelCard
 from models.errors import FocalserveError
+from service.batch import Timed
 from service.channel import Channel
-from service.protocol import CONNECTION, Protocol, Share
+from service.decoding import Encoded
+from service.link import Link
+from service.protocol import Protocol, Share
 from service.runtime import CPU
 from service.settings import usable_cores
 from service.state import ServiceState
 from service.sums import Sums, added
 
 log = logging.getLogger("focalserve")
-TOLD = b"j"
-"""A message with this kind is JSON: something to do, or what came of it."""
-ENDED = b"x"
-"""A message with this kind says that a connection has ended."""
 QUICK = re.compile(rb"POST (?:/predict|/v2/models/[^/?% ]+(?:/versions/[^/?% ]+)?/infer)[? ]")
 """How a request begins that any process may answer; names that are percent-encoded are for the first."""
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
@@ -37,94 +33,6 @@ _MOST = 4
 _PATIENCE = 1.0
 """Seconds that a scrape waits for the numbers of a busy process, before it takes the last ones."""
 _LONGEST_PAUSE = 60.0
-
-
-class Worker:
-    """One of the other processes, seen from the first.
-
-    Args:
-        settings: of the service, as JSON.
-        on_connection: takes a connection that comes back: the file of its socket, and what was read.
-        on_end: called when the process has ended.
-    """
-
-    def __init__(
-        self, settings: str, on_connection: Callable[[int, bytes], None], on_end: Callable[["Worker"], None]
-    ) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            file = theirs.fileno()
-            command = [sys.executable, "-m", "service.worker", str(file), settings]
-            self._process = subprocess.Popen(command, pass_fds=[file])
-        self.channel = Channel(ours, self._on_message, self._on_channel_end)
-        self.connections = 0
-        self.ready = False
-        self.ended = asyncio.Event()
-        self.sums = Sums()
-        self._on_connection = on_connection
-        self._on_end = on_end
-        self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._marks = count(1)
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    async def ask(self, what: str, **more: Any) -> Any:
-        """Has the process do something; what came of it.
-
-        Raises:
-            FocalserveError: it could not, or has ended.
-        """
-        if self.ended.is_set():
-            raise FocalserveError("the process has ended")
-        mark = next(self._marks)
-        answer = self._asked[mark] = asyncio.get_running_loop().create_future()
-        self.tell(what, mark=mark, **more)
-        try:
-            return await answer
-        finally:
-            self._asked.pop(mark, None)
-
-    def tell(self, what: str, **more: Any) -> None:
-        """Has the process do something of which nothing comes."""
-        self.channel.send(TOLD + json.dumps({"do": what, **more}).encode())
-
-    def kill(self) -> None:
-        """Ends the process at once."""
-        self._process.kill()
-
-    def _on_message(self, message: bytes, file: int | None) -> None:
-        kind, data = message[:1], message[1:]
-        if kind == ENDED:
-            self.connections -= 1
-        elif kind == CONNECTION and file is not None:
-            self.connections -= 1
-            self._on_connection(file, data)
-        elif kind == TOLD:
-            said = json.loads(data)
-            if "sums" in said:
-                self.sums = Sums.model_validate(said["sums"])
-            waiting = self._asked.get(said.get("mark"))
-            if waiting is not None and not waiting.done():
-                if "error" in said:
-                    waiting.set_exception(FocalserveError(said["error"]))
-                else:
-                    waiting.set_result(said["result"])
-
-    def _on_channel_end(self) -> None:
-        self.ready = False
-        for waiting in self._asked.values():
-            if not waiting.done():
-                waiting.set_exception(FocalserveError("the process has ended"))
-        self._reaping = asyncio.create_task(self._reap())
-
-    async def _reap(self) -> None:
-        code = await asyncio.to_thread(self._process.wait)
-        log.debug("process %d ended with %d", self.pid, code)
-        self.ended.set()
-        self._on_end(self)
 
 
 class Workers(Share):
@@ -138,8 +46,8 @@ class Workers(Share):
     def __init__(self, state: ServiceState, on_connection: Callable[[int, bytes], None]) -> None:
         self._state = state
         self._on_connection = on_connection
-        self._helping: list[Worker] = []
-        self._leaving: list[Worker] = []
+        self._helping: list[Link] = []
+        self._leaving: list[Link] = []
         self._past = Sums()
         self._own = 0
         self._lock = asyncio.Lock()
@@ -152,8 +60,7 @@ class Workers(Share):
         if connection.settled or QUICK.match(data) is None or not _alone(data):
             return None
         connection.settled = True
-        ready = [worker for worker in self._helping if worker.ready]
-        best = min(ready, key=lambda worker: worker.connections, default=None)
+        best = min(self._ready(), key=lambda worker: worker.connections, default=None)
         if best is None or best.connections >= self._own:
             self._own += 1
             return None
@@ -187,11 +94,20 @@ class Workers(Share):
                 await asyncio.gather(*(self._take(one, "follow", change=change) for one in list(self._helping)))
             while len(self._helping) < wanted:
                 settings = self._state.settings.model_dump_json()
-                self._helping.append(Worker(settings, self._on_connection, self._ended))
+                self._helping.append(Link(settings, self._on_connection, self._ended))
             new, folders = [one for one in self._helping if not one.ready], self._state.catalog.folders()
             await asyncio.gather(*(self._take(one, "begin", models=folders) for one in new))
             if any(one.ready for one in new):
                 log.info("%d processes answer requests for quick models", 1 + len(self._helping))
+
+    def ready(self) -> int:
+        """How many help now."""
+        return len(self._ready())
+
+    async def run_images(self, which: int, card: ModelCard, images: Sequence[Encoded]) -> Timed | None:
+        """What one of them says of pictures; None where it cannot."""
+        ready = self._ready()
+        return await ready[which].run_images(card, images) if which < len(ready) else None
 
     async def sums(self) -> list[Sums]:
         """What they have counted, and those that are no more."""
@@ -221,6 +137,9 @@ class Workers(Share):
         for worker in [*self._helping, *self._leaving]:
             worker.kill()
 
+    def _ready(self) -> list[Link]:
+        return [worker for worker in self._helping if worker.ready]
+
     def _wanted(self) -> int:
         """How many others there should be."""
         served = self._state.catalog.all()
@@ -230,7 +149,7 @@ class Workers(Share):
             return 0
         return (self._state.settings.workers or min(_MOST, usable_cores())) - 1
 
-    async def _take(self, worker: Worker, what: str, **more: Any) -> None:
+    async def _take(self, worker: Link, what: str, **more: Any) -> None:
         """Has one load what is served here; it helps from then on, or no more where it could not."""
         try:
             models = await worker.ask(what, **more)
@@ -246,7 +165,7 @@ class Workers(Share):
             worker.ready = True
             self._pause = 1.0
 
-    def _dismiss(self, worker: Worker) -> None:
+    def _dismiss(self, worker: Link) -> None:
         """Gives it no more connections; those it has come back with their next request, and then it ends."""
         worker.ready = False
         if worker in self._helping:
@@ -255,7 +174,7 @@ class Workers(Share):
                 self._leaving.append(worker)
                 worker.tell("leave")
 
-    def _ended(self, worker: Worker) -> None:
+    def _ended(self, worker: Link) -> None:
         self._past = added([self._past, worker.sums.lasting()])
         if worker in self._leaving:
             self._leaving.remove(worker)
@@ -277,7 +196,7 @@ class Workers(Share):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _count(self, worker: Worker) -> None:
+    async def _count(self, worker: Link) -> None:
         try:
             await asyncio.wait_for(worker.ask("count"), _PATIENCE)
         except (FocalserveError, TimeoutError):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -220,6 +221,51 @@ def test_a_long_request_that_is_still_under_way_moves_and_is_answered_whole(serv
                 assert np.allclose(one["probabilities"], EXPECTED[k % 16], rtol=1e-3, atol=1e-5)
             names.add((cut, by(answer)))
     assert len(names) == 4, "each way of sending was answered by each process"
+
+
+def many(count: int, broken: int) -> dict[str, Any]:
+    """A request of that many images, of which one is none."""
+    files = [b64(FILES[k % 16]) for k in range(count)]
+    return {"inputs": [{"id": str(k), "image": b64(b"none") if k == broken else file} for k, file in enumerate(files)]}
+
+
+def check_many(found: list[dict[str, Any]], broken: int) -> None:
+    """Each image has its own answer."""
+    for k, one in enumerate(found):
+        assert one["id"] == str(k) and ("error" in one) == (k == broken)
+        if k == broken:
+            assert one["error"]["status"] == 422
+        else:
+            assert np.allclose(one["probabilities"], EXPECTED[k % 16], rtol=1e-3, atol=1e-5)
+
+
+def test_each_process_takes_its_share_of_many_pictures_and_all_are_counted(server: Server) -> None:
+    images = counted(server, "focalserve_predictions_total")
+    decoded = counted(server, 'focalserve_stage_seconds_count{model="linear",stage="decode"}')
+    answer = httpx.post(f"{server.url}/predict", json=many(300, broken=70), timeout=30)
+    assert answer.status_code == 200, answer.text
+    check_many(answer.json()["predictions"], broken=70)
+    assert counted(server, "focalserve_predictions_total") - images == 299
+    assert counted(server, 'focalserve_stage_seconds_count{model="linear",stage="decode"}') - decoded == 299
+    labels = [LABELS[int(EXPECTED[k % 16].argmax())] for k in range(300)]
+    items = [one | {"label": label} for one, label in zip(many(300, broken=299)["inputs"], labels, strict=True)]
+    scored = httpx.post(f"{server.url}/loss", json={"inputs": items}, timeout=30).json()["items"]
+    assert "error" in scored[299] and not any("error" in one for one in scored[:299])
+    assert [one["p_given"] for one in scored[:16]] == pytest.approx(EXPECTED.max(axis=1).tolist(), rel=1e-3)
+
+
+def test_the_share_of_a_process_that_ends_is_run_by_the_first(tmp_path: Path) -> None:
+    write_linear(tmp_path, LABELS)
+    with shared(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        (other,) = children(server)
+        os.kill(other, signal.SIGSTOP)
+        asked = pool.submit(httpx.post, f"{server.url}/predict", json=many(300, broken=200), timeout=30)
+        time.sleep(1.0)
+        assert not asked.done(), "the other process has a share"
+        os.kill(other, signal.SIGKILL)
+        answer = asked.result(30)
+        assert answer.status_code == 200, answer.text
+        check_many(answer.json()["predictions"], broken=200)
 
 
 def raw(path: str, body: bytes = b"", method: str = "POST") -> bytes:

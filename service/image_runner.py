@@ -1,0 +1,166 @@
+"""Pictures of a request or an audit: decoded, run by a model's batcher, shared with the processes that help."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from itertools import repeat
+
+from models.card import ModelCard
+from models.errors import InvalidInput
+from models.image import ImageLimits
+from service.batch import Timed
+from service.decoding import Decoded, Decoder, Encoded, parts_of
+from service.detector import Wish
+from service.errors import NotReady
+from service.exchange import Call
+from service.helpers import Helpers
+from service.items import Look, Part
+from service.many import submit_all, submit_later, submit_stream
+from service.served import Served
+
+_WITHOUT_HURRY = 8
+"""Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
+
+
+class ImageRunner:
+    """Runs pictures of any model.
+
+    Args:
+        threads: that decode.
+        limits: of each picture.
+
+    Attributes:
+        decoder: of all models.
+        helpers: other processes that take their share; None: there are none.
+    """
+
+    def __init__(self, threads: int, limits: ImageLimits) -> None:
+        self.decoder = Decoder(threads, limits)
+        self.helpers: Helpers | None = None
+        self._limits = limits
+
+    async def run(
+        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call, wish: Wish | None = None
+    ) -> list[Timed | Exception]:
+        """Decodes and runs images; each result is a `served.Row` or the image's own error.
+
+        Args:
+            served: the model.
+            card: of it.
+            images: encoded.
+            call: that wants them.
+            wish: what is wanted of a detector.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        batcher = served.batcher
+        batcher.holders += 1
+        try:
+            if len(images) == 1:
+                item = await self.decoder.one(images[0], card, served.observer)
+                if isinstance(item, Exception):
+                    return [item]
+                return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
+            if served.part:
+                return await self._run_parts(served, card, images, call)
+            decoded = self.decoder.many(images, card, served.observer)
+            return await submit_stream(batcher, _looks(decoded, wish) if wish else decoded, lambda: call.gone)
+        finally:
+            batcher.holders -= 1
+
+    async def _run_parts(
+        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call
+    ) -> list[Timed | Exception]:
+        """Images that the model's own threads decode; those of the processes that help take their share."""
+        parts = [Part(some, self._limits) for some in parts_of(images, served.part)]
+        workers, shares = self.helpers, 1 if self.helpers is None else 1 + self.helpers.ready()
+        asked = {
+            n: asyncio.ensure_future(workers.run_images(n % shares - 1, card, part.images))
+            for n, part in enumerate(parts)
+            if workers is not None and n % shares
+        }
+        try:
+            own = [n for n in range(len(parts)) if n not in asked]
+            found = await self._run_own(served, parts, own, call)
+            theirs = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
+        finally:
+            for task in asked.values():
+                task.cancel()
+        found |= {n: one for n, one in theirs.items() if one is not None}
+        found |= await self._run_own(served, parts, [n for n, one in theirs.items() if one is None], call)
+        return [one for n, part in enumerate(parts) for one in _of_part(part, found[n])]
+
+    async def _run_own(
+        self, served: Served, parts: Sequence[Part], which: Sequence[int], call: Call
+    ) -> dict[int, Timed | Exception]:
+        """What this process's threads say of some of the parts."""
+        found = await submit_all(served.batcher, [parts[n] for n in which], lambda: call.gone) if which else []
+        return dict(zip(which, found, strict=True))
+
+    async def run_later(
+        self,
+        served: Served,
+        card: ModelCard,
+        images: Sequence[Encoded],
+        gone: Callable[[], bool],
+        wish: Wish | None = None,
+    ) -> list[Timed | Exception]:
+        """As `run`, for images without hurry: few at a time, and a full queue is waited for.
+
+        Raises:
+            NotReady: the model has been exchanged or is stopping.
+        """
+        places = asyncio.Semaphore(_WITHOUT_HURRY)
+
+        async def one(image: Encoded) -> Timed | Exception:
+            async with places:
+                item = await self.decoder.one(image, card, served.observer)
+                if isinstance(item, Exception):
+                    return item
+                wanted = item if wish is None else Look(item, wish)
+                return await _failed(submit_later(served.batcher, wanted, gone))
+
+        served.batcher.holders += 1
+        tasks = [asyncio.ensure_future(one(image)) for image in images]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            served.batcher.holders -= 1
+
+    async def run_for_another(self, served: Served, images: Sequence[Encoded]) -> Timed | Exception:
+        """What a quick bundle says of images that another process was asked for, as a `Part` has it."""
+        (found,) = await submit_all(served.batcher, [Part(images, self._limits)])
+        return found
+
+
+async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:
+    async with aclosing(items):
+        async for item in items:
+            yield item if isinstance(item, Exception) else Look(item, wish)
+
+
+def _of_part(part: Part, found: Timed | Exception) -> Iterator[Timed | Exception]:
+    """The results of its pictures."""
+    if isinstance(found, Exception):
+        return repeat(found, len(part.images))
+    return (row if isinstance(row, Exception) else found._replace(result=row) for row in found.result)
+
+
+async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:
+    """The result, or why this image has none, unless no image has."""
+    try:
+        return await answer
+    except NotReady:
+        raise
+    except Exception as error:
+        return error
+
+
+async def _settled(answer: "asyncio.Future[Timed]") -> Timed | Exception:
+    try:
+        return await answer
+    except InvalidInput as error:
+        return error

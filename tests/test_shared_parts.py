@@ -1,0 +1,49 @@
+"""What goes to another process comes out as it went in, and what cannot be told is run here."""
+
+import numpy as np
+import pytest
+
+from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
+from service.errors import InferenceFailed
+from service.items import Row
+from service.predictions import RowAnswer, answer_rows
+from service.shared_parts import Asked, mark_of, pack_images, pack_rows, unpack_images, unpack_rows
+from tests.serving import linear_card, linear_weights
+
+CARD = linear_card(["a", "b", "c"], linear_weights(3))
+LOGITS = np.random.default_rng(1).normal(0.0, 3.0, (5, 3)).astype(np.float32)
+
+
+def rows() -> list[Row[RowAnswer] | Exception]:
+    found = answer_rows(CARD, LOGITS)
+    return [Row(one, 0.25 * n, 0.5) for n, one in enumerate(found) if isinstance(one, RowAnswer)]
+
+
+def test_pictures_arrive_in_their_order_as_bytes_or_text() -> None:
+    asked = Asked(7, ("m", "1", "sum"), [b"", b"\x00\xff", "QUJD", b"x" * 70_000])
+    assert unpack_images(pack_images(asked)) == asked
+
+
+def test_rows_and_errors_arrive_in_their_places() -> None:
+    sent = rows()
+    sent[1], sent[4] = UndecodableImage("no \ud800 picture"), ImageTooLarge("too large")
+    message = pack_rows(3, sent)
+    found = unpack_rows(message, CARD)
+    assert mark_of(message) == 3 and found is not None and len(found) == 5
+    for want, got in zip(sent, found, strict=True):
+        if isinstance(want, Row):
+            assert isinstance(got, Row) and (got.decoded, got.inferred) == (want.decoded, want.inferred)
+            assert np.array_equal(got.answer.logits, want.answer.logits)
+            assert got.answer.found.p == pytest.approx(want.answer.found.p, rel=1e-12)
+        else:
+            assert type(got) is type(want) and str(got) == str(want)
+
+
+def test_pictures_that_are_all_broken_have_errors_alone() -> None:
+    found = unpack_rows(pack_rows(1, [InvalidInput("a"), InvalidInput("b")]), CARD)
+    assert found is not None and [str(one) for one in found] == ["a", "b"]
+
+
+def test_what_is_no_fault_of_a_picture_is_run_here() -> None:
+    assert unpack_rows(pack_rows(1, None), CARD) is None
+    assert unpack_rows(pack_rows(1, [*rows()[:4], InferenceFailed("not finite")]), CARD) is None
