@@ -17,7 +17,7 @@ from service.batch import Timed
 from service.channel import Channel
 from service.decoding import Encoded
 from service.protocol import CONNECTION
-from service.shared_parts import Asked, mark_of, pack_images, timed, unpack_rows
+from service.shared_parts import Asked, mark_of, pack_images, unpack_rows
 from service.sums import Sums
 
 log = logging.getLogger("focalserve")
@@ -91,7 +91,7 @@ class Link:
             return None
         finally:
             self._asked.pop(mark, None)
-        return None if rows is None else timed(rows, began, perf_counter())
+        return None if rows is None else Timed(rows, began, 0.0, perf_counter() - began)
 
     def tell(self, what: str, **more: Any) -> None:
         """Has the process do something of which nothing comes."""

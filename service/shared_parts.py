@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from models.card import ModelCard
 from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
-from service.batch import Timed
 from service.decoding import Encoded
 from service.items import Row
 from service.predictions import RowAnswer, answer_rows
@@ -81,17 +80,6 @@ def unpack_rows(message: bytes, card: ModelCard) -> Rows | None:
 def mark_of(message: bytes) -> int:
     """Of what `pack_rows` packed."""
     return int(_split(message)[0]["mark"])
-
-
-def timed(rows: Rows, began: float, ended: float) -> Timed:
-    """Rows of another process as a batcher's result.
-
-    Args:
-        rows: of some pictures.
-        began: when they were sent, seconds of `time.perf_counter`.
-        ended: when the rows came.
-    """
-    return Timed(rows, began, 0.0, ended - began)
 
 
 def _row(answer: RowAnswer | Exception, times: list[float]) -> Row[RowAnswer] | Exception:

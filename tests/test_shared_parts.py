@@ -1,14 +1,18 @@
 """What goes to another process comes out as it went in, and what cannot be told is run here."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from models.bundle import read_bundle
 from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
-from service.errors import InferenceFailed
+from service.errors import InferenceFailed, NotFound
 from service.items import Row
 from service.predictions import RowAnswer, answer_rows
 from service.shared_parts import Asked, mark_of, pack_images, pack_rows, unpack_images, unpack_rows
-from tests.serving import linear_card, linear_weights
+from tests.serving import SIZE, linear_card, linear_weights, pictures, png_of, settings_of, write_linear
+from tests.test_at_once import site
 
 CARD = linear_card(["a", "b", "c"], linear_weights(3))
 LOGITS = np.random.default_rng(1).normal(0.0, 3.0, (5, 3)).astype(np.float32)
@@ -47,3 +51,18 @@ def test_pictures_that_are_all_broken_have_errors_alone() -> None:
 def test_what_is_no_fault_of_a_picture_is_run_here() -> None:
     assert unpack_rows(pack_rows(1, None), CARD) is None
     assert unpack_rows(pack_rows(1, [*rows()[:4], InferenceFailed("not finite")]), CARD) is None
+
+
+async def test_another_process_runs_pictures_for_the_very_same_bundle_alone(tmp_path: Path) -> None:
+    bundle = read_bundle(write_linear(tmp_path, ["a", "b", "c"]))
+    write_linear(tmp_path, ["a", "b", "c"], rounds=1000, name="slow")
+    files = [png_of(one) for one in pictures(3, SIZE)]
+    async with site(settings_of(models=tmp_path)) as server:
+        checksum = str(bundle.card.sha256)
+        rows = await server.state.run_for_another(("linear", "1", checksum), [*files, b"none"])
+        assert rows is not None and [isinstance(row, Row) for row in rows] == [True] * 3 + [False]
+        assert await server.state.run_for_another(("linear", "1", "another"), files) is None
+        slow = server.state.catalog.get("slow").card
+        assert slow is not None and await server.state.run_for_another(("slow", "1", str(slow.sha256)), files) is None
+        with pytest.raises(NotFound):
+            await server.state.run_for_another(("none", "1", checksum), files)
