@@ -23,8 +23,6 @@ from service.sums import Sums
 from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
-_YOUNG = 50_000
-"""Objects made and not yet gone, at which the garbage collector looks at the young ones."""
 
 
 class ServiceState:
@@ -206,10 +204,6 @@ class ServiceState:
 
 
 def _settle() -> None:
-    """What is there now stays: the collector need not walk it again and again, a pause each time.
-
-    And it need not look whenever a request has many parts, which go with their request.
-    """
+    """What is there now stays: the collector need not walk it again and again, a pause each time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
