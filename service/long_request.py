@@ -69,6 +69,14 @@ class LongRequest(asyncio.BufferedProtocol):
             self.more_body = False
             self.message_event.set()
             self._protocol.finish_body()
+            if self.response_complete:
+                self.forget()
+
+    def forget(self) -> None:
+        """The answer is there: the body goes, and the circle of references that would keep it until a collection."""
+        if not self.more_body:
+            self._memory = memoryview(b"")
+            self._protocol = None
 
     def eof_received(self) -> None:
         """The client sends no more."""

@@ -223,6 +223,8 @@ class _Client:
         """Writes the answer; None where there is nobody to read it."""
         protocol, request = self._protocol, self._request
         request.response_complete = True
+        if isinstance(request, LongRequest):
+            request.forget()
         if sealed is not None and not request.disconnected:
             protocol.transport.write(_bytes_of(sealed, protocol.server_state.default_headers, request.keep_alive))
             if not request.keep_alive:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.losses import softmax_focal
+from scripts.bench import rss_mb
 from scripts.load import loss_body
 from service.long_request import LONG
 from tests.integration.launch import Answer, Server, answers, launched
@@ -160,3 +162,19 @@ def test_a_long_image_and_a_long_form_are_read_the_same_way(server: Server) -> N
         found = http.post("/predict", files=files)
         assert found.status_code in (200, 415, 422), found.text
         assert http.get("/healthz").status_code == 200
+
+
+def test_a_connection_that_rests_does_not_keep_the_body_of_its_last_request(tmp_path: Path) -> None:
+    write_linear(tmp_path)
+    body, headers = loss_body(np.zeros((100_000, 75), np.float32), np.zeros(100_000, np.int64))
+    with launched(tmp_path, workers="1") as server, ExitStack() as stack:
+        server.until("process began")
+        links = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20)) for _ in "12345678"
+        ]
+        sizes = []
+        for one in links:
+            one.sendall(head(length=len(body), **headers) + body)
+            assert answers(one, 1)[0].status == 200
+            sizes.append(rss_mb(server.process.pid))
+        assert sizes[-1] - sizes[1] < 3 * len(body) / 1e6, "six more bodies of 31 MB came meanwhile"
