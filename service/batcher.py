@@ -4,9 +4,7 @@ It never waits for company while it is idle (unless `max_wait` says so): what ha
 next one. A failing batch fails only its own callers, a failing item only itself; a caller that has left is dropped
 before its item is run.
 
-Batches run in a thread, or, where they are shorter than two threads take to hand each other the interpreter, in the
-event loop itself: what came in one turn of it runs in the next. A model may have a second way, of which several runs go
-side by side: it is taken once there is enough for all of them.
+Batches run in threads or in the event loop, as `service.ways` says: what came in one turn of the loop runs in the next.
 """
 
 import asyncio
@@ -63,9 +61,7 @@ class Batcher:
         self._max_wait = max_wait
         self._capacity = capacity
         self._observer = observer
-        self._weigh = weigh
-        self._kind = kind
-        self._ran = ran
+        self._weigh, self._kind, self._ran = weigh, kind, ran
         self._queue: deque[Waiting] = deque()
         self._depth = 0
         self._stirred = asyncio.Event()
