@@ -116,7 +116,7 @@ class Front:
         self._log_requests = state.settings.access_log
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
-        self._packing: set[asyncio.Future[Reply]] = set()
+        self._packing: set[asyncio.Future[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the lifespan."""
@@ -202,10 +202,16 @@ class Front:
         if not takes_long_to_pack(reply, call):
             client.send(self._seal(packed(reply, call), call, start, request_id))
             return
-        later = asyncio.ensure_future(asyncio.to_thread(packed, reply, call))
+        later = asyncio.ensure_future(self._send_later(reply, call, request_id, start, client))
         self._packing.add(later)
         later.add_done_callback(self._packing.discard)
-        later.add_done_callback(lambda done: client.send(self._seal(done.result(), call, start, request_id)))
+
+    async def _send_later(self, reply: Reply, call: Call, request_id: str, start: float, client: Client) -> None:
+        """Sends an answer that takes long to compress."""
+        try:
+            client.send(self._seal(await asyncio.to_thread(packed, reply, call), call, start, request_id))
+        except BaseException as error:
+            client.fail(error)
 
     def _seal(self, reply: Reply, call: Call, start: float, request_id: str) -> Sealed:
         """The answer with all its headers, counted."""

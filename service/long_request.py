@@ -74,7 +74,7 @@ class LongRequest(asyncio.BufferedProtocol):
 
     def forget(self) -> None:
         """The answer is there: the body goes, and the circle of references that would keep it until a collection."""
-        if not self.more_body:
+        if self.disconnected or not self.more_body:
             self._memory = memoryview(b"")
             self._protocol = None
 
