@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # A marker that a segment follows, or the end: not a stuffed zero, a restart, or padding.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_EXIF, _EXIF_LOWER, _XMP = b"Exif", b"exif", b"http://ns.adobe.com/xap"
+_EXIF, _XMP = b"xif", b"http://ns.adobe.com/xap"
 _COLOURS = {"YCbCr", "Gray"}
 
 
@@ -42,11 +42,11 @@ def read_header(data: bytes) -> Header | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    # What comes before the pixels is short; where another scan seems to begin, the long way tells which is the first.
+    # Where another scan seems to begin, the long way tells which is the first.
     scan = data.find(SCAN)
-    head = data[:scan]
-    plain = colours in _COLOURS and data.find(SCAN, scan + 2) < 0 <= scan and _EXIF not in head and _XMP not in head
-    return Header((width, height), plain and _EXIF_LOWER not in head)
+    plain = colours in _COLOURS and 0 <= scan == data.rfind(SCAN)
+    head = data[:scan]  # what comes before the pixels is short
+    return Header((width, height), plain and _EXIF not in head and _XMP not in head)
 
 
 def scaled_size(size: tuple[int, int], least: int) -> tuple[int, int]:

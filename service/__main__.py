@@ -15,8 +15,9 @@ import uvicorn
 
 from models.errors import InvalidInput
 from service.app import create_app
+from service.connections import adopt, config_of, new_protocol
 from service.front import Front
-from service.protocol import Protocol, adopt, config_of, new_protocol
+from service.protocol import Protocol
 from service.settings import LOG_FORMAT, Settings, load_settings
 from service.state import ServiceState
 from service.workers import Workers

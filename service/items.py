@@ -140,7 +140,13 @@ def _as_it_is(pixels: Pixels) -> Decoded:
 
 def stack(pictures: Sequence[Fitted]) -> Pixels:
     """Their pixels, (N, height, width, 3)."""
-    return pictures[0].pixels[None] if len(pictures) == 1 else np.stack([one.pixels for one in pictures])
+    first = pictures[0].pixels
+    if len(pictures) == 1:
+        return first[None]
+    found = np.empty((len(pictures), *first.shape), first.dtype)  # np.stack takes twice as long for few
+    for n, one in enumerate(pictures):
+        found[n] = one.pixels
+    return found
 
 
 def run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:

@@ -11,13 +11,10 @@ read: its socket and the bytes that came go together.
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import httptools
-import uvicorn
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -26,8 +23,8 @@ from service.channel import Channel
 from service.exchange import Header, WholeRequest
 from service.front import Front, Handler
 from service.long_request import LONG, LongRequest
+from service.repeated import Head, head_of
 from service.sealed import Sealed
-from service.settings import Settings
 
 log = logging.getLogger("focalserve")
 CONNECTION = b"c"
@@ -65,6 +62,12 @@ class Protocol(HttpToolsProtocol):
     _size = 0
     _inside = False
     """Whether the parser is within a request."""
+    _read = b""
+    """What is being read, where it begins with a request."""
+    _known: Head | None = None
+    """The head of the last request that came whole."""
+    _idle_since = 0.0
+    """When the last answer was sent, by the loop's clock."""
 
     def __init__(self, *, early: bytes = b"", share: Share, **options: Any) -> None:
         super().__init__(**options)
@@ -81,13 +84,17 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over, here."""
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
         self._share.lost(self)
 
     def data_received(self, data: bytes) -> None:
         """What was read; a request that is held and did not end with it goes uvicorn's way."""
-        if not self._inside and (self.cycle is None or self.cycle.response_complete) and self._moved(data):
-            return
+        if not self._inside and (self.cycle is None or self.cycle.response_complete):
+            if self._moved(data) or self._repeated(data):
+                return
+            self._read = data
         super().data_received(data)
+        self._read = b""
         if self._held is not None and not self.transport.is_closing():
             length = self._long_length()
             if length:
@@ -130,14 +137,28 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         request = WholeRequest(b"".join(self._parts))
-        self.cycle = request  # type: ignore[assignment]
         scope: Scope = self.scope  # type: ignore[assignment]
-        client = _Client(self, request)
-        try:
-            if not self.app.at_once(handler, scope, request, client):
-                self._begin(handler, request)
-        except Exception as error:
-            client.fail(error)
+        self._known = head_of(self._read, self._size, handler, scope) if self._read else None
+        self._take(handler, scope, request)
+
+    def on_response_complete(self) -> None:
+        """An answer was sent. One timer serves many of them: it looks at when the last one was."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None or self.pipeline or self.flow.read_paused:
+            super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes the connection where nothing was asked for long enough."""
+        self.timeout_keep_alive_task = None
+        if not self.cycle.response_complete:
+            return  # its answer begins another
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0.0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     def finish_body(self) -> None:
         """The body of a long request is there; what comes now is the next request."""
@@ -146,6 +167,27 @@ class Protocol(HttpToolsProtocol):
         self.transport.resume_reading()
         self.parser = httptools.HttpRequestParser(self)
         self._inside = False
+
+    def _repeated(self, data: bytes) -> bool:
+        """Answers what begins as the last whole request did, past the parser."""
+        found = self._known.repeated(data) if self._known is not None and not self.flow.write_paused else None
+        if self._known is None or found is None:
+            return False
+        scope, body = found
+        scope["state"] = self.app_state.copy()
+        self.scope = scope  # type: ignore[assignment]
+        self._take(self._known.handler, scope, WholeRequest(body))
+        return True
+
+    def _take(self, handler: Handler, scope: Scope, request: WholeRequest) -> None:
+        """Answers a request that is all there."""
+        self.cycle = request  # type: ignore[assignment]
+        client = _Client(self, request)
+        try:
+            if not self.app.at_once(handler, scope, request, client):
+                self._begin(handler, request)
+        except Exception as error:
+            client.fail(error)
 
     def _begin_long(self, handler: Handler, length: int) -> None:
         """Lets the rest of the body be read to where it stays."""
@@ -235,58 +277,6 @@ class _Client:
         """A failure of the outermost layer itself ends the connection."""
         log.error("a hot route was left by an exception", exc_info=error)
         self._protocol.transport.close()
-
-
-def config_of(front: Front, settings: Settings, share: Share, lifespan: bool) -> uvicorn.Config:
-    """How uvicorn serves, in every process.
-
-    Args:
-        front: the application.
-        settings: of the service.
-        share: who answers on which connection.
-        lifespan: whether the application is told of start and stop.
-    """
-    return uvicorn.Config(
-        front,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-        server_header=False,
-        proxy_headers=False,
-        lifespan="auto" if lifespan else "off",
-        http=partial(Protocol, share=share),  # type: ignore[arg-type]
-    )
-
-
-def new_protocol(server: uvicorn.Server, share: Share, early: bytes = b"") -> Protocol:
-    """A connection's, for uvicorn's server."""
-    lifespan = server.lifespan.state
-    return Protocol(
-        config=server.config, server_state=server.server_state, app_state=lifespan, share=share, early=early
-    )  # fmt: skip
-
-
-async def adopt(server: uvicorn.Server, share: Share, file: int, data: bytes) -> None:
-    """Takes a connection over from another process.
-
-    Args:
-        server: of uvicorn.
-        share: who answers on which connection.
-        file: of its socket.
-        data: what was read of it.
-    """
-
-    def protocol() -> Protocol:
-        made = new_protocol(server, share, data)
-        made.settled = True
-        return made
-
-    taken = socket.socket(fileno=file)
-    taken.setblocking(False)
-    await asyncio.get_running_loop().connect_accepted_socket(protocol, taken)
 
 
 def _bytes_of(sealed: Sealed, before: Sequence[Header], keep_alive: bool) -> bytes:

@@ -16,11 +16,12 @@ from pydantic_core import to_json
 from models.errors import FocalserveError
 from service.app import create_app
 from service.channel import Channel
+from service.connections import adopt, config_of
 from service.errors import NotReady
 from service.exchange import Call, Reply
 from service.front import Front, Handler, access
 from service.link import ENDED, IMAGES, ROWS, TOLD
-from service.protocol import CONNECTION, Protocol, Share, adopt, config_of
+from service.protocol import CONNECTION, Protocol, Share
 from service.settings import LOG_FORMAT, Settings
 from service.shared_parts import Asked, pack_rows, unpack_images
 from service.state import ServiceState
