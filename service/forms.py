@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from python_multipart.multipart import parse_options_header
 
@@ -13,9 +14,8 @@ _PLAIN = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?')
 _BROKEN = "the multipart body cannot be parsed"
 
 
-@dataclass(frozen=True)
-class FormFile:
-    """One uploaded file."""
+class FormFile(NamedTuple):
+    """One uploaded file; a tuple, since a form may hold a thousand."""
 
     name: str | None
     data: bytes
@@ -42,27 +42,28 @@ def parse_form(content_type: str, body: bytes, most: int) -> Form:
         BodyTooLarge: more parts than allowed.
     """
     mark = b"--" + _boundary(content_type)
-    if body.count(mark) > 2 * most + 1:
-        raise _too_many(most)
-    first, *parts = body.split(b"\r\n" + mark)
+    first, *parts = body.split(b"\r\n" + mark, 2 * most + 1)
     if first.startswith(mark):
         parts.insert(0, first[len(mark) :])
-    form, heads, texts = Form([], {}), dict[bytes, tuple[str, str | None]](), 0
+    if len(parts) > 2 * most + 1:
+        raise _too_many(most)
+    files, fields, texts = list[FormFile](), dict[str, list[str]](), 0
+    heads = dict[bytes, tuple[str, str | None]]()
     for part in parts:
-        if part.startswith(b"--"):
-            return form  # what follows the end means nothing
-        line, end = part.find(b"\r\n"), part.find(b"\r\n\r\n", 0, _LONGEST_HEAD)
-        if end < 0 or part[:line].strip(b" \t"):
-            break
-        head, data = part[line + 2 : end], part[end + 4 :]
-        name, file = heads.get(head) or heads.setdefault(head, _read_head(head))
+        head, _, data = part.partition(b"\r\n\r\n")
+        known = heads.get(head)  # mostly the same few
+        if known is None:
+            if head.startswith(b"--"):  # what follows the end means nothing
+                if max(len(files), texts) > most:
+                    raise _too_many(most)
+                return Form(files, fields)
+            known = heads[head] = _read_head(head)
+        name, file = known
         if file is not None:
-            form.files.append(FormFile(file, data))
+            files.append(FormFile(file, data))
         else:
-            form.fields.setdefault(name, []).append(_text(data))
+            fields.setdefault(name, []).append(_text(data))
             texts += 1
-        if max(len(form.files), texts) > most:
-            raise _too_many(most)
     raise MalformedRequest(_BROKEN)
 
 
@@ -74,9 +75,12 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _read_head(head: bytes) -> tuple[str, str | None]:
-    """The field's name, and the file's, of the headers of a part."""
+    """The field's name, and the file's, of what stands between a boundary and the data of a part."""
+    padding, *lines = head.split(b"\r\n") if len(head) < _LONGEST_HEAD else [b""]
+    if not lines or padding.strip(b" \t"):
+        raise MalformedRequest(_BROKEN)
     disposition: bytes | None = None
-    for line in head.split(b"\r\n"):
+    for line in lines:
         header = _HEADER.fullmatch(line)
         if header is None:
             raise MalformedRequest(_BROKEN)

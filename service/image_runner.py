@@ -146,7 +146,8 @@ def _of_part(part: Part, found: Timed | Exception) -> Iterator[Timed | Exception
     """The results of its pictures."""
     if isinstance(found, Exception):
         return repeat(found, len(part.images))
-    return (row if isinstance(row, Exception) else found._replace(result=row) for row in found.result)
+    rows, *times = found
+    return (row if isinstance(row, Exception) else Timed(row, *times) for row in rows)
 
 
 async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +17,55 @@ _FEW = 64
 """Numbers that Python's floats take no longer for than numpy's calls do."""
 
 
-class RowAnswer(NamedTuple):
+class _Batch:
+    """Rows that ran together, and what they mean, which is worked out for all of them when it is first asked."""
+
+    __slots__ = ("_card", "_found", "_logits")
+
+    def __init__(self, card: ModelCard, logits: NDArray[np.float32]) -> None:
+        self._card = card
+        self._logits = logits
+        self._found: list[Prediction] | None = None
+
+    def found(self, row: int) -> Prediction:
+        """What a row means."""
+        if self._found is None:
+            self._found = TASKS[self._card.task].predict_rows(self._logits, self._card)
+        return self._found[row]
+
+
+class RowAnswer:
     """What is known of one image after its batch was run.
 
-    Attributes:
+    Args:
         logits: (K,) float32.
-        found: what they mean.
+        batch: that ran.
+        row: which of it this is.
     """
 
-    logits: NDArray[np.float32]
-    found: Prediction
+    __slots__ = ("_batch", "_row", "logits")
+
+    def __init__(self, logits: NDArray[np.float32], batch: _Batch, row: int) -> None:
+        self.logits = logits
+        self._batch = batch
+        self._row = row
+
+    @property
+    def found(self) -> Prediction:
+        """What the logits mean."""
+        return self._batch.found(self._row)
 
 
 def answer_rows(card: ModelCard, logits: NDArray[np.float32]) -> list[RowAnswer | Exception]:
     """The answers of a batch of logits (N, K); a row that is not finite becomes its own error."""
-    task = TASKS[card.task]
     if _all_finite(logits):
-        return [RowAnswer(row, found) for row, found in zip(logits, task.predict_rows(logits, card), strict=True)]
+        batch = _Batch(card, logits)
+        return [RowAnswer(row, batch, n) for n, row in enumerate(logits)]
     finite = np.asarray(np.isfinite(logits).all(axis=1))
-    rows = task.predict_rows(np.where(finite[:, None], logits, 0.0), card)
+    batch = _Batch(card, np.where(finite[:, None], logits, 0.0))
     return [
-        RowAnswer(row, found) if good else InferenceFailed("the model answered numbers that are not finite")
-        for row, found, good in zip(logits, rows, finite, strict=True)
+        RowAnswer(row, batch, n) if good else InferenceFailed("the model answered numbers that are not finite")
+        for n, (row, good) in enumerate(zip(logits, finite, strict=True))
     ]
 
 

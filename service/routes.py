@@ -115,10 +115,8 @@ async def loss(state: ServiceState, call: Call) -> Reply:
     if len(labels) != len(files):
         boxes = "" if card.detector is None else "; a detector's is the JSON of the image's boxes"
         raise InvalidRequest(f"{len(files)} images need {len(files)} labels, {len(labels)} were given{boxes}")
-    items = [
-        LossItem(file.name, image=file.data, **_text_given(text, card))
-        for file, text in zip(files, labels, strict=True)
-    ]
+    given = {text: _text_given(text, card) for text in set(labels)}
+    items = [LossItem(file.name, image=file.data, **given[text]) for file, text in zip(files, labels, strict=True)]
     return await _answer_loss(state, call, served, card, items, options, start)
 
 

@@ -1,8 +1,8 @@
 """Logits and labels to the answer of /loss; used by the service and by the offline verbs. No HTTP, no images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,8 @@ _ROW_SUM_TOLERANCE = 1e-3
 _NOT_REDUCED = Reduced(None, 1.0, "none")
 
 
-@dataclass(frozen=True)
-class Given:
-    """One label to score.
+class Given(NamedTuple):
+    """One label to score; a tuple, since a request may bring a hundred thousand.
 
     Attributes:
         row: (K,) logits or probabilities, or why there are none.
@@ -123,7 +122,7 @@ def _with_finite(given: Sequence[Given]) -> Sequence[Given]:
     rows = [one.row for one in given if not isinstance(one.row, Exception)]
     if len({row.shape for row in rows}) == 1 and np.isfinite(np.stack(rows)).all():
         return given
-    return [replace(one, row=_finite(one.row)) for one in given]
+    return [one._replace(row=_finite(one.row)) for one in given]
 
 
 def _finite(row: Logits | Exception) -> Logits | Exception:

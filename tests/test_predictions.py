@@ -83,3 +83,10 @@ def test_infinities_of_both_signs_are_errors_of_their_own_rows() -> None:
     first, second, third = answer_rows(card_of("multiclass"), logits)
     assert isinstance(first, InferenceFailed) and isinstance(third, InferenceFailed)
     assert isinstance(second, RowAnswer) and second.found.order[0] == 1
+
+
+def test_what_rows_mean_is_worked_out_once() -> None:
+    first, second = answer_rows(card_of("multiclass"), np.array([[0, 1, 2], [2, 1, 0]], np.float32))
+    assert isinstance(first, RowAnswer) and isinstance(second, RowAnswer)
+    assert first.found is first.found and second.found is second.found
+    assert (first.found.order[0], second.found.order[0]) == (2, 0)
