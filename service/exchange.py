@@ -14,7 +14,8 @@ from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, Reque
 
 JSON = b"application/json"
 _MOST_PARAMETERS = 100
-_PAUSED_FROM = 1 << 16
+WHOLE = 1 << 16
+"""Bytes of a body at most, of a request that is held until it is all there; more, and uvicorn pauses reading."""
 
 
 Buffer = bytes | memoryview
@@ -46,7 +47,7 @@ class WholeRequest:
     """A request that is all there: to uvicorn the connection's cycle, to `Call` where the body comes from.
 
     Args:
-        body: all of it.
+        body: all of it, at most `WHOLE` bytes.
     """
 
     __slots__ = ("body", "disconnected", "keep_alive", "response_complete")
@@ -147,7 +148,7 @@ class Call:
         data = await self._arrived(most, timeout)
         if length and len(data) > length:
             raise MalformedRequest("the body is longer than its Content-Length")
-        if len(data) >= _PAUSED_FROM:
+        if len(data) > WHOLE:
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())
         return _gunzip(data, most) if encoding == "gzip" else data

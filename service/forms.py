@@ -42,7 +42,7 @@ def parse_form(content_type: str, body: bytes, most: int) -> Form:
         BodyTooLarge: more parts than allowed.
     """
     mark = b"--" + _boundary(content_type)
-    first, *parts = body.split(b"\r\n" + mark, 2 * most + 1)
+    first, *parts = body.split(b"\r\n" + mark, 2 * most + 2)
     if first.startswith(mark):
         parts.insert(0, first[len(mark) :])
     if len(parts) > 2 * most + 1:
@@ -50,13 +50,15 @@ def parse_form(content_type: str, body: bytes, most: int) -> Form:
     files, fields, texts = list[FormFile](), dict[str, list[str]](), 0
     heads = dict[bytes, tuple[str, str | None]]()
     for part in parts:
-        head, _, data = part.partition(b"\r\n\r\n")
+        head, blank, data = part.partition(b"\r\n\r\n")
         known = heads.get(head)  # mostly the same few
-        if known is None:
+        if known is None or not blank:
             if head.startswith(b"--"):  # what follows the end means nothing
                 if max(len(files), texts) > most:
                     raise _too_many(most)
                 return Form(files, fields)
+            if not blank:
+                break
             known = heads[head] = _read_head(head)
         name, file = known
         if file is not None:

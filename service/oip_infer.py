@@ -117,7 +117,7 @@ async def _run(
             served.observer.predicted(served.card.labels[k])
         return outputs, {}, timed
     if tensor.dtype == np.object_:
-        results = await state.images.run(served, served.card, pictures_of(tensor, request.as_json), call)
+        results = await state.images.predict(served, served.card, pictures_of(tensor, request.as_json), call)
     else:
         results = await submit_all(served.batcher, list(tensor), lambda: call.gone)
     timed = _all_good(results)

@@ -16,11 +16,10 @@ from typing import Any
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.channel import Channel
-from service.exchange import Header, WholeRequest
+from service.exchange import WHOLE, Header, WholeRequest
 from service.front import Front, Handler
 from service.long_request import LONG, LongRequest
 from service.repeated import Head, head_of
@@ -126,7 +125,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._parts.append(body)
         self._size += len(body)
-        if self._size > HIGH_WATER_LIMIT and not self._long_length():
+        if self._size > WHOLE and not self._long_length():
             self._let_go()
 
     def on_message_complete(self) -> None:
@@ -136,7 +135,7 @@ class Protocol(HttpToolsProtocol):
         if handler is None:
             super().on_message_complete()
             return
-        request = WholeRequest(b"".join(self._parts))
+        request, self._parts = WholeRequest(b"".join(self._parts)), []
         scope: Scope = self.scope  # type: ignore[assignment]
         self._known = head_of(self._read, self._size, handler, scope) if self._read else None
         self._take(handler, scope, request)
@@ -269,8 +268,8 @@ class _Client:
             request.forget()
         if sealed is not None and not request.disconnected:
             protocol.transport.write(_bytes_of(sealed, protocol.server_state.default_headers, request.keep_alive))
-            if not request.keep_alive:
-                protocol.transport.close()
+        if sealed is None or not request.keep_alive:
+            protocol.transport.close()
         protocol.on_response_complete()
 
     def fail(self, error: BaseException) -> None:

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from starlette.types import Scope
 
-from service.exchange import Header
+from service.exchange import WHOLE, Header
 from service.front import Handler
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
 _MOST_DIGITS = 15
+_LONGEST = 8192
+"""Bytes of a head that is remembered, at most."""
 _BODY_OTHERWISE = {b"transfer-encoding", b"expect"}
 
 
@@ -42,7 +44,8 @@ class Head(NamedTuple):
         if end < 0 or not data.startswith(self.before) or not data.startswith(self.after, end):
             return None
         digits, body = data[start:end], end + len(self.after)
-        if not digits.isdigit() or int(digits) != len(data) - body:
+        size = len(data) - body
+        if size > WHOLE or not digits.isdigit() or int(digits) != size:
             return None
         headers = self.headers.copy()
         headers[self.place] = (b"content-length", digits)
@@ -59,16 +62,17 @@ def head_of(data: bytes, size: int, handler: Handler, scope: Scope) -> Head | No
         scope: what the parser has made of the head.
 
     Returns:
-        None where the bytes are more than one request, or the head says of the body more than its length.
+        None where the bytes are more than one request, the head is long, or says of the body more than its length.
     """
     headers: list[Header] = scope["headers"]
     names = [name for name, _ in headers]
     if names.count(b"content-length") != 1 or not _BODY_OTHERWISE.isdisjoint(names):
         return None
     end = len(data) - size
+    if end > _LONGEST:
+        return None
     length = _LENGTH.search(data, 0, end)
     if length is None or int(length[1]) != size or data.find(b"\r\n\r\n") != end - 4:
         return None
-    return Head(
-        data[: length.start(1)], data[length.end(1) : end], handler, scope, headers, names.index(b"content-length")
-    )  # fmt: skip
+    before, after = data[: length.start(1)], data[length.end(1) : end]
+    return Head(before, after, handler, dict(scope), headers, names.index(b"content-length"))

@@ -1,6 +1,7 @@
 """/predict and /loss: read the body, decode, run, score, answer. Each caller's fault is told apart from ours."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ async def predict(state: ServiceState, call: Call) -> Reply:
     served, card = state.with_card(options.model)
     _check_count(len(images), state.settings.max_images, "images")
     wish = wish_of(card, options)
-    results = await state.images.run(served, card, images, call, wish)
+    results = await state.images.predict(served, card, images, call, wish)
     return _predicted(call, served, card, results, ids, options, start)
 
 
@@ -241,12 +242,13 @@ def _text_given(text: str, card: ModelCard) -> dict[str, Any]:
     """What a query or a form says of one image: a label, or for a detector its boxes as JSON."""
     if card.detector is None:
         return {"label": _text_label(text, card)}
-    try:
-        return {"boxes": parse_json(text.encode())}
-    except MalformedRequest:
-        raise InvalidRequest(
-            f'label: model {card.name} is a detector; give boxes as JSON, [{{"box": [x1, y1, x2, y2], "label": ...}}]'
-        ) from None
+    with contextlib.suppress(MalformedRequest):
+        boxes = parse_json(text.encode())
+        if isinstance(boxes, list) and all(isinstance(one, dict) for one in boxes):
+            return {"boxes": boxes}
+    raise InvalidRequest(
+        f'label: model {card.name} is a detector; give boxes as JSON, [{{"box": [x1, y1, x2, y2], "label": ...}}]'
+    )
 
 
 def _text_label(text: str, card: ModelCard) -> Any:

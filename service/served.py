@@ -16,7 +16,7 @@ from service.detector import DetectorEngine
 from service.engine import Engine
 from service.items import Block, Look, Part, kind_of, ran, run_blocks, run_part, run_pictures, stack, weigh
 from service.metrics import Metrics, ModelObserver
-from service.predictions import RowAnswer, answer_rows
+from service.predictions import RowAnswer, answer_rows, work_out
 from service.runtime import DeviceReport, Runtime
 from service.settings import Settings, usable_cores
 from service.ways import Beside
@@ -100,9 +100,14 @@ def serve_bundle(
         def infer(fitted: list[Fitted]) -> list[RowAnswer | Exception]:
             return answer_rows(card, engine.run(stack(fitted)))
 
+        def predict(fitted: list[Fitted]) -> list[RowAnswer | Exception]:
+            rows = infer(fitted)
+            work_out(rows)
+            return rows
+
         if isinstance(items[0], Part):
             return [run_part(part, card, observer, infer) for part in items]
-        return run_pictures(items, observer, infer)
+        return run_pictures(items, observer, predict)
 
     def detect(engine: DetectorEngine, items: list[Look]) -> Sequence[Any]:
         pictures = [item.picture for item in items]

@@ -26,10 +26,11 @@ WHOLE = HEAD + b"\r\n" + IMAGE
 
 
 class Watched(Front):
-    """Counts the requests that come as ASGI messages; may fail in the outermost layer."""
+    """Counts the requests that come as ASGI messages; may fail in the outermost layer, or say nothing."""
 
     messages = 0
     broken = False
+    silent = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.messages += scope["type"] == "http"
@@ -38,12 +39,12 @@ class Watched(Front):
     async def answer(self, handler: Handler, scope: Scope, receive: Receive) -> Sealed | None:
         if self.broken:
             raise KeyError("broken")
-        return await super().answer(handler, scope, receive)
+        return None if self.silent else await super().answer(handler, scope, receive)
 
     def at_once(self, handler: Handler, scope: Scope, request: WholeRequest, client: Client) -> bool:
         if self.broken:
             raise KeyError("broken")
-        return super().at_once(handler, scope, request, client)
+        return not self.silent and super().at_once(handler, scope, request, client)
 
 
 class Answer(NamedTuple):

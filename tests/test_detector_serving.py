@@ -168,8 +168,9 @@ async def test_a_form_with_boxes_as_json(http: httpx.AsyncClient) -> None:
     answer = await http.post("/loss", files=files, data={"label": [json.dumps(boxes) for boxes in BOXES]})
     assert answer.status_code == 200, answer.text
     assert [len(item["boxes"]) for item in answer.json()["items"]] == [len(boxes) for boxes in BOXES]
-    answer = await http.post("/loss", files=files[:1], data={"label": ["tops"]})
-    assert "give boxes as JSON" in problem_of(answer, 422, "invalid-request")["detail"]
+    for label in ("tops", "5", "true", "null", "{}", "[5]"):
+        answer = await http.post("/loss", files=files[:1], data={"label": [label]})
+        assert "give boxes as JSON" in problem_of(answer, 422, "invalid-request")["detail"], label
 
 
 @pytest.mark.parametrize(

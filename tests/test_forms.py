@@ -44,8 +44,13 @@ def test_a_form_keeps_files_in_order_and_every_value_of_a_field() -> None:
 def test_a_form_with_too_many_files_is_refused() -> None:
     body = form_body(*[(part("file", f"{k}.png"), b"x") for k in range(4)])
     assert len((parse_form(FORM, body, 4)).files) == 4
-    with pytest.raises(BodyTooLarge):
-        parse_form(FORM, body, 3)
+    for before in (b"", b"\r\n", b"hello\r\n"):
+        with pytest.raises(BodyTooLarge):
+            parse_form(FORM, before + body, 3)
+        with pytest.raises(BodyTooLarge):
+            parse_form(FORM, before + form_body(*[(part("file", "a"), b"x")] * 40), 3)
+    labelled = form_body(*[(part("file", "a"), b"x"), (part("label"), b"y")] * 3)
+    assert len(parse_form(FORM, b"hello\r\n" + labelled, 3).fields["label"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,21 @@ def test_a_form_with_too_many_files_is_refused() -> None:
         ("multipart/form-data; boundary=X", form_body(("Content-Type: text/plain", b"x"))),
         ("multipart/form-data; boundary=X", form_body((part("file", "a"), b"x"))[:-8]),
         ("multipart/form-data; boundary=X", form_body(("bad header", b"x"))),
+        ("multipart/form-data; boundary=X", f"--X\r\n{part('a')}\r\n--X--\r\n".encode()),
+        ("multipart/form-data; boundary=X", f"--X\r\n{part('a')}\r\n\r\n1\r\n--X\r\n{part('a')}\r\n--X--".encode()),
+        ("multipart/form-data; boundary=X", f"--X \r\n{'x' * 9000}\r\n\r\n1\r\n--X--".encode()),
     ],
-    ids=["no boundary", "empty boundary", "garbage", "no name", "cut", "bad header"],
+    ids=[
+        "no boundary",
+        "empty boundary",
+        "garbage",
+        "no name",
+        "cut",
+        "bad header",
+        "no data",
+        "no data again",
+        "long head",
+    ],
 )
 def test_a_broken_form_is_malformed(headers: str, body: bytes) -> None:
     with pytest.raises(MalformedRequest):

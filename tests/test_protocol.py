@@ -168,6 +168,15 @@ async def test_a_failure_of_the_outermost_layer_ends_the_connection_and_is_logge
         assert (await line.read()).status == 200
 
 
+async def test_a_request_without_an_answer_ends_its_connection(tmp_path: Path) -> None:
+    """The next answer would be taken for its own."""
+    async with site(tmp_path) as server:
+        server.front.silent = True
+        line = await server.connect()
+        await line.send(WHOLE)
+        assert await line.closed()
+
+
 def test_many_new_connections_are_taken_in_a_few_turns_of_the_loop(tmp_path: Path) -> None:
     write_linear(tmp_path, ["a", "b"])
 

@@ -38,13 +38,15 @@ def test_a_head_is_told_again_with_a_body_of_any_length() -> None:
         b"POST / HTTP/1.1\r\nContent-Length: 2\r\nHost: h\r\n\r\nab", 2, (b"content-length", b"2"), (b"host", b"h")
     )
     assert head is not None and head.handler is handler
-    for body in (b"", b"cd", b"\r\n\r\n", b"x" * 70_000):
+    for body in (b"", b"cd", b"\r\n\r\n", b"x" * 65_536):
         found = head.repeated(b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: h\r\n\r\n%b" % (len(body), body))
         assert found is not None
         scope, got = found
         assert got == body and scope["path"] == "/predict"
         assert scope["headers"] == [(b"content-length", b"%d" % len(body)), (b"host", b"h")]
     assert head.scope["headers"][0] == (b"content-length", b"2")
+    long = b"x" * 65_537
+    assert head.repeated(b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: h\r\n\r\n%b" % (len(long), long)) is None
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,10 @@ def test_what_differs_in_more_is_for_the_parser(data: bytes) -> None:
         ),
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nab", [(b"content-length", b"3")]),
         (b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nabPOST / HTTP/1.1\r\n\r\n", [(b"content-length", b"2")]),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\nX: %b\r\n\r\nab" % (b"y" * 9000), [(b"content-length", b"2")]),
         (b"GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", [(b"content-length", b"2")]),
     ],
-    ids=["no length", "two", "encoding", "expectation", "another length", "more behind", "more before"],
+    ids=["no length", "two", "encoding", "expectation", "another length", "more behind", "long", "more before"],
 )
 def test_only_the_head_of_one_whole_request_is_remembered(
     request_: bytes, headers: Sequence[tuple[bytes, bytes]]
@@ -201,3 +204,36 @@ async def test_a_request_that_takes_longer_than_idle_connections_stay_is_answere
             await line.send(WHOLE)
             assert (await line.read()).status == 200
         assert await line.closed()
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 70_000, 150_000])
+async def test_a_long_body_behind_a_known_head_is_answered_in_its_order(tmp_path: Path, size: int) -> None:
+    live = b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n"
+    async with site(tmp_path) as server:
+        line = await server.connect()
+        await line.send(WHOLE)
+        assert (await line.read()).status == 200
+        for _ in range(3):
+            long = IMAGE + b"\0" * (size - len(IMAGE))
+            line.writer.write(with_body(long))
+            assert (await line.read()).json["predictions"]
+            line.writer.write(with_body(b"no picture".ljust(size)) + live)
+            assert [(await line.read()).status for _ in range(2)] == [422, 200]
+        metrics = await server.connect()
+        await metrics.send(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert 'code="499"' not in (await metrics.read()).body.decode()
+
+
+async def test_what_is_counted_does_not_depend_on_what_came_before(tmp_path: Path) -> None:
+    head = b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n"
+    data = b",".join([b"0"] * (SIZE * SIZE * 3))
+    shape = b"[1, %d, %d, 3]" % (SIZE, SIZE)
+    good = b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": %b, "data": [%b]}]}' % (shape, data)
+    async with site(tmp_path) as server:
+        line, fresh = await server.connect(), await server.connect()
+        await line.send(head % len(good) + good, head % 1 + b"{")
+        assert [(await line.read()).status for _ in range(2)] == [200, 400]
+        await fresh.send(head % 1 + b"{", b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await fresh.read()).status == 400
+        text = (await fresh.read()).body.decode()
+        assert len([one for one in text.splitlines() if 'requests_total{code="400"' in one]) == 1

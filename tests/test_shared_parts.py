@@ -1,12 +1,17 @@
 """What goes to another process comes out as it went in, and what cannot be told is run here."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.bundle import read_bundle
+from models.card import ModelCard
 from models.errors import ImageTooLarge, InvalidInput, UndecodableImage
+from models.task import Prediction
+from models.tasks import TASKS
 from service.errors import InferenceFailed, NotFound
 from service.items import Row
 from service.predictions import RowAnswer, answer_rows
@@ -66,3 +71,24 @@ async def test_another_process_runs_pictures_for_the_very_same_bundle_alone(tmp_
         assert slow is not None and await server.state.run_for_another(("slow", "1", str(slow.sha256)), files) is None
         with pytest.raises(NotFound):
             await server.state.run_for_another(("none", "1", checksum), files)
+
+
+async def test_what_many_rows_mean_is_worked_out_in_a_thread_and_not_for_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_linear(tmp_path, ["a", "b", "c"])
+    task, threads = TASKS["multiclass"], list[threading.Thread]()
+    predict_rows = task.predict_rows
+
+    def watched(logits: NDArray[np.floating], card: ModelCard) -> list[Prediction]:
+        threads.append(threading.current_thread())
+        return predict_rows(logits, card)
+
+    monkeypatch.setattr(task, "predict_rows", watched)
+    files = [("file", (str(n), png_of(one), "image/png")) for n, one in enumerate(pictures(3, SIZE))]
+    async with site(settings_of(models=tmp_path)) as server:
+        answer = await server.http.post("/loss", files=files, data={"label": ["a"] * 3})
+        assert answer.status_code == 200 and not threads
+        answer = await server.http.post("/predict", files=files)
+        assert answer.status_code == 200 and threads
+        assert threading.current_thread() not in threads
