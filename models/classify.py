@@ -17,7 +17,7 @@ from models.task import Floats, LabelScores, Prediction, Predictions, ScoreOptio
 Bools = NDArray[np.bool_]
 _TINY = float(np.finfo(np.float64).smallest_subnormal)
 _SUM_TOLERANCE = 1e-3
-_FEW = 64
+_FEW = 48
 """Numbers of a batch that Python's floats take no longer for than numpy's calls do."""
 
 
