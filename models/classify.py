@@ -94,7 +94,7 @@ class Multiclass:
             log_p_given=np.where(valid, log_given, 0.0),
             margin=normalized_margin(p, given),
             quality=quality,
-            suggested=[int(j) if j >= 0 and j != g else None for j, g in zip(suggested, given, strict=True)],
+            suggested=_others(suggested.tolist(), given.tolist()),
             is_issue=valid & is_issue,
             valid=valid,
             percentile=_percentile(loss, given, card, options, raw),
@@ -165,6 +165,10 @@ class Binary:
     ) -> LabelScores:
         """Scores labels: rows (N, 1), targets (N, 1) in [0, 1]."""
         return _score_sigmoid(rows, targets, card, options, raw)
+
+
+def _others(suggested: list[int], given: list[int]) -> list[int | tuple[int, ...] | None]:
+    return [j if j >= 0 and j != g else None for j, g in zip(suggested, given, strict=True)]
 
 
 def logits_of(p: Floats, activation: str) -> Floats:

@@ -42,7 +42,7 @@ def answer_json(engine: Bundled, results: Sequence[Any]) -> bytes:
     card, ids = engine.card, [None] * len(results)
     if isinstance(engine, DetectorEngine):
         return to_json(detect_items(card, results, ids))
-    return to_json(predict_items(card, answer_rows(card, np.asarray(results)), ids, 5))
+    return orjson.dumps(predict_items(card, answer_rows(card, np.asarray(results)), ids, 5))
 
 
 def predicting(engine: Bundled) -> Work:
@@ -54,7 +54,7 @@ def answering_tensors(engine: Bundled) -> Work:
     """What /v2 does with pictures that came as tensors: run, JSON of the outputs."""
     if isinstance(engine, DetectorEngine):
         return lambda pictures: to_json([_arrays(one) for one in run_batch(engine, pictures)])
-    return lambda pictures: to_json([row.tolist() for row in run_batch(engine, pictures)])
+    return lambda pictures: orjson.dumps([row.tolist() for row in run_batch(engine, pictures)])
 
 
 def scoring_boxes(engine: DetectorEngine, boxes: Sequence[dict[str, Any]]) -> Work:
@@ -161,7 +161,7 @@ def scoring_limit(engine: Engine, narrow: Engine, label: str, body: bytes, secon
             given: list[Given] = []
             while time.perf_counter() - start < seconds:
                 given += [Given(row, label, "x") for part in spread(run, [size] * threads) for row in part]
-            to_json(score_labels(engine.card, given, asked), inf_nan_mode="null")
+            orjson.dumps(score_labels(engine.card, given, asked))
             return len(given) / (time.perf_counter() - start)
 
     counts = sorted({1, usable_cores()})

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import orjson
 from numpy.typing import NDArray
-from pydantic_core import to_json
 
 from service.errors import InvalidRequest
 from service.exchange import Reply
@@ -90,7 +90,7 @@ def write_reply(
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": heads}
     if request.id is not None:
         document["id"] = request.id
-    text = to_json(document, inf_nan_mode="null")
+    text = orjson.dumps(document)
     if not parts:
         return Reply(text)
     return Reply(b"".join([text, *parts]), BINARY, headers=[(LENGTH_HEADER, b"%d" % len(text))])

@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import orjson
-from pydantic_core import to_json
 
 from models.card import ModelCard
 from models.errors import InvalidInput
@@ -117,7 +116,7 @@ async def loss(state: ServiceState, call: Call) -> Reply:
         boxes = "" if card.detector is None else "; a detector's is the JSON of the image's boxes"
         raise InvalidRequest(f"{len(files)} images need {len(files)} labels, {len(labels)} were given{boxes}")
     given = {text: _text_given(text, card) for text in set(labels)}
-    items = [LossItem(file.name, image=file.data, **given[text]) for file, text in zip(files, labels, strict=True)]
+    items = [LossItem(name, *given[text], data) for (name, data), text in zip(files, labels, strict=True)]
     return await _answer_loss(state, call, served, card, items, options, start)
 
 
@@ -151,8 +150,8 @@ async def _answer_loss(
     asked: LossOptions,
     start: float,
 ) -> Reply:
-    for i, item in enumerate(items):
-        if asked.source not in (None, item.source):
+    for i, item in enumerate(items) if asked.source is not None else ():
+        if asked.source != item.source:
             raise InvalidRequest(f"inputs.{i}: has {item.source}, but `from` says {asked.source}")
     images = [item.image for item in items if item.image is not None]
     if images and asked.activation is not None:
@@ -193,7 +192,7 @@ def _timed(results: Results) -> list[Timed]:
 
 
 def _json(payload: dict[str, Any]) -> Reply:
-    return Reply(to_json(payload, inf_nan_mode="null"))
+    return Reply(orjson.dumps(payload))
 
 
 async def _document(state: ServiceState, call: Call, body: bytes, model: type[Asked]) -> Asked:
@@ -238,14 +237,14 @@ def _raise_alone(results: Sequence[Any]) -> None:
         raise results[0]
 
 
-def _text_given(text: str, card: ModelCard) -> dict[str, Any]:
-    """What a query or a form says of one image: a label, or for a detector its boxes as JSON."""
+def _text_given(text: str, card: ModelCard) -> tuple[Any, list[dict[str, Any]] | None]:
+    """What a query or a form says of one image: a label, or for a detector its boxes, as JSON."""
     if card.detector is None:
-        return {"label": _text_label(text, card)}
+        return _text_label(text, card), None
     with contextlib.suppress(MalformedRequest):
         boxes = parse_json(text.encode())
         if isinstance(boxes, list) and all(isinstance(one, dict) for one in boxes):
-            return {"boxes": boxes}
+            return None, boxes
     raise InvalidRequest(
         f'label: model {card.name} is a detector; give boxes as JSON, [{{"box": [x1, y1, x2, y2], "label": ...}}]'
     )

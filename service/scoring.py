@@ -22,6 +22,8 @@ Logits = NDArray[Any]
 ObserveLosses = Callable[[str, Floats], None]
 """Takes a label and (N,) focal losses of items that were given it."""
 _ROW_SUM_TOLERANCE = 1e-3
+_PLAIN = (str, int)
+"""Types of the labels that items share; True is no 1."""
 _NOT_REDUCED = Reduced(None, 1.0, "none")
 
 
@@ -103,24 +105,26 @@ def _summary(scores: LabelScores, reduced: Reduced, options: ScoreOptions) -> di
 def _items(
     given: Sequence[Given], batch: "_Batch", scores: LabelScores, card: ModelCard, gradient: Floats | None
 ) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = []
-    for i, one in enumerate(given):
-        items.append({"index": i} if one.id is None else {"index": i, "id": one.id})
+    items: list[dict[str, Any]] = [
+        {"index": i} if id_ is None else {"index": i, "id": id_} for i, (_, _, id_, _) in enumerate(given)
+    ]
+    for i, one in enumerate(given) if len(batch.where) < len(given) else ():
         if isinstance(one.row, Exception):
             items[i]["error"] = item_problem(one.row)
-    for n, (i, scored) in enumerate(zip(batch.where, item_answers(scores, card), strict=True)):
+    for i, clipped, scored in zip(batch.where, batch.clipped, item_answers(scores, card), strict=True):
         items[i] |= scored
-        if gradient is not None:
-            items[i]["gradient"] = gradient[n].tolist()
-        if batch.clipped[n]:
+        if clipped:
             items[i]["clipped"] = True
+    if gradient is not None:
+        for i, row in zip(batch.where, gradient.tolist(), strict=True):
+            items[i]["gradient"] = row
     return items
 
 
 def _with_finite(given: Sequence[Given]) -> Sequence[Given]:
     """The same, an error in the place of each row that is not finite."""
     rows = [one.row for one in given if not isinstance(one.row, Exception)]
-    if len({row.shape for row in rows}) == 1 and np.isfinite(np.stack(rows)).all():
+    if rows and np.isfinite(np.concatenate(rows)).all():
         return given
     return [one._replace(row=_finite(one.row)) for one in given]
 
@@ -179,23 +183,26 @@ def _collect(card: ModelCard, given: Sequence[Given], options: ScoreOptions) -> 
     where: list[int] = []
     clipped: list[bool] = []
     known: dict[Any, NDArray[Any]] = {}
-    for i, one in enumerate(given):
-        label = one.label
-        plain = type(label) is str or type(label) is int  # most items share a few labels; True is no 1
+    shape = (card.outputs,)
+    for i, (row, label, _, kind) in enumerate(given):
         try:
-            target = known[label] if plain and label in known else _target(card, label, options)
-            if plain:
-                known[label] = target
-            if isinstance(one.row, Exception):
+            target = known.get(label) if type(label) in _PLAIN else None
+            if target is None:
+                target = _target(card, label, options)
+                if type(label) in _PLAIN:
+                    known[label] = target
+            if isinstance(row, Exception):
                 continue
-            row = one.row
-            _check_row(row, card, one.kind)
+            if row.shape != shape:
+                raise InvalidInput(f"the row has {len(row)} numbers; the model has {card.outputs} outputs")
+            if kind == "probabilities":
+                _check_probabilities(row, card)
         except InvalidInput as error:
-            place = "label" if isinstance(error, InvalidLabel) else one.kind
+            place = "label" if isinstance(error, InvalidLabel) else kind
             wrong.append({"loc": f"inputs.{i}.{place}", "msg": str(error)})
             continue
-        clipped.append(one.kind == "probabilities" and is_clipped(row, target))
-        rows.append(logits_of(row, card.activation) if one.kind == "probabilities" else row)
+        clipped.append(kind == "probabilities" and is_clipped(row, target))
+        rows.append(logits_of(row, card.activation) if kind == "probabilities" else row)
         targets.append(target)
         where.append(i)
     if wrong:
@@ -218,11 +225,7 @@ def _target(card: ModelCard, label: Any, options: ScoreOptions) -> NDArray[Any]:
     return TASKS[card.task].targets(label, card)
 
 
-def _check_row(row: Logits, card: ModelCard, kind: str) -> None:
-    if row.shape != (card.outputs,):
-        raise InvalidInput(f"the row has {len(row)} numbers; the model has {card.outputs} outputs")
-    if kind == "logits":
-        return
+def _check_probabilities(row: Logits, card: ModelCard) -> None:
     if not bool(((row >= 0.0) & (row <= 1.0)).all()):
         raise InvalidInput("probabilities lie between 0 and 1 (send logits as logits)")
     if card.activation == "softmax" and abs(float(row.sum()) - 1.0) > _ROW_SUM_TOLERANCE:
