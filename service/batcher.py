@@ -18,8 +18,8 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from service.batch import THREADED, Answer, BatchObserver, Run, Timed, Waiting, all_of_it, never
-from service.errors import InferenceFailed, NotReady, Overloaded
-from service.ways import Beside, Way, Ways
+from service.errors import NotReady, Overloaded
+from service.ways import Beside, Way, Ways, Work, run_batch, send_batch
 
 
 class Batcher:
@@ -68,7 +68,7 @@ class Batcher:
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._flying: dict[asyncio.Task[None], int] = {}
+        self._flying: dict[Work, list[Waiting]] = {}
         self._turning = False
         self.share = max(1, capacity // 2)
         """Weight that one caller's many items may fill of the queue: the rest is for others."""
@@ -96,7 +96,7 @@ class Batcher:
         self._closed = True
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, *self._flying, return_exceptions=True)
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None  # its traceback refers to this batcher: the net would stay until a full collection
         self._release()
 
@@ -198,15 +198,21 @@ class Batcher:
             return None
         first = self._queue[0]
         threaded = self._kind(first.item) is THREADED
-        return self._ways.choose(first.weight, threaded, self._depth, self._flying.values())
+        flying = [sum([waiting.weight for waiting in batch]) for batch in self._flying.values()]
+        return self._ways.choose(first.weight, threaded, self._depth, flying)
 
     def _send(self, batch: list[Waiting], run: Run) -> None:
-        task = asyncio.create_task(self._answer_there(batch, run), name="batch")
-        self._flying[task] = sum([waiting.weight for waiting in batch])
-        task.add_done_callback(self._landed)
+        try:
+            self._flying[send_batch(self._executor, batch, run, self._landed)] = batch
+        except RuntimeError as error:  # the threads have ended
+            self._fail(batch, error)
 
-    def _landed(self, task: "asyncio.Task[None]") -> None:
-        del self._flying[task]
+    def _landed(self, work: Work) -> None:
+        batch = self._flying.pop(work)
+        try:
+            self._settle(batch, *work.result())
+        except Exception as error:
+            self._fail(batch, error)
         self._stirred.set()
 
     async def _wait_for_company(self) -> None:
@@ -220,9 +226,10 @@ class Batcher:
     def _release(self) -> None:
         """Nobody waits for a task that has ended."""
         self._closed = True
-        for task in self._flying:
-            task.cancel()
-        self._fail(self._queue, NotReady("the service is stopping"))
+        for batch in (self._queue, *self._flying.values()):
+            self._fail(batch, NotReady("the service is stopping"))
+        for work in list(self._flying):
+            work.cancel()
         self._queue.clear()
         self._depth = 0
         self._room.set()
@@ -252,18 +259,9 @@ class Batcher:
 
     def _answer_here(self, batch: list[Waiting], run: Run) -> None:
         try:
-            self._settle(batch, *self._work(batch, run))
+            self._settle(batch, *run_batch(batch, run))
         except Exception as error:
             self._fail(batch, error)
-
-    async def _answer_there(self, batch: list[Waiting], run: Run) -> None:
-        try:
-            work = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch, run)
-            self._settle(batch, *await work)
-        except Exception as error:
-            self._fail(batch, error)
-        finally:
-            self._fail(batch, NotReady("the service is stopping"))
 
     def _settle(self, batch: list[Waiting], results: Sequence[Any], start: float) -> None:
         ran = time.perf_counter() - start
@@ -283,15 +281,6 @@ class Batcher:
         size = sum([self._ran(batch[n].weight, results[n]) for n in done])
         if size:
             self._observer.batch(size, [queued[n] for n in done], ran)
-
-    @staticmethod
-    def _work(batch: list[Waiting], run: Run) -> tuple[Sequence[Any], float]:
-        """The results, and when their run began: in a thread that may be later than it was sent there."""
-        start = time.perf_counter()
-        results = run([waiting.item for waiting in batch])
-        if len(results) != len(batch):
-            raise InferenceFailed(f"the model answered {len(results)} rows for {len(batch)}")
-        return results, start
 
     @staticmethod
     def _fail(batch: Iterable[Waiting], error: Exception) -> None:

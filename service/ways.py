@@ -1,10 +1,18 @@
 """The ways in which a model's batches run: in the event loop, alone on the whole device, or several side by side."""
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple
 
-from service.batch import Run
+from service.batch import Run, Waiting
+from service.errors import InferenceFailed
+
+Work = Future[tuple[Sequence[Any], float]]
+"""A batch that runs in a thread, as `run_batch` answers."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +76,39 @@ class Ways:
             # One batch more for each thread: it goes on without a turn of the event loop, which all cores keep waiting.
             free += beside.count
         return Way(beside.run, min(beside.max_batch, -(-depth // free))) if free > 0 else None
+
+
+def run_batch(batch: Sequence[Waiting], run: Run) -> tuple[Sequence[Any], float]:
+    """The results, and when their run began: in a thread that may be later than it was sent there.
+
+    Raises:
+        InferenceFailed: as many results as items did not come.
+    """
+    start = perf_counter()
+    results = run([waiting.item for waiting in batch])
+    if len(results) != len(batch):
+        raise InferenceFailed(f"the model answered {len(results)} rows for {len(batch)}")
+    return results, start
+
+
+def send_batch(executor: Executor, batch: Sequence[Waiting], run: Run, landed: Callable[[Work], None]) -> Work:
+    """Has a thread run a batch, and the event loop called when it has; a task that waits for it would cost more.
+
+    Args:
+        executor: that has the thread.
+        batch: to be run.
+        run: runs it.
+        landed: called in the event loop once it has run, or was cancelled.
+
+    Raises:
+        RuntimeError: the executor has been shut down.
+    """
+    loop = asyncio.get_running_loop()
+
+    def tell(work: Work) -> None:
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(landed, work)
+
+    work = executor.submit(run_batch, batch, run)
+    work.add_done_callback(tell)
+    return work

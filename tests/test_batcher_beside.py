@@ -147,6 +147,7 @@ async def test_stopping_releases_all_that_fly_and_all_that_wait() -> None:
         await asyncio.wait_for(batcher.stop(), 5)
         found = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
     assert [type(one) for one in found] == [NotReady] * 6
+    assert len(gate.batches) == 2, "what the threads had in hand was run for nobody"
 
 
 async def test_draining_waits_for_all_that_fly() -> None:
