@@ -15,7 +15,7 @@ from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, Reque
 JSON = b"application/json"
 _MOST_PARAMETERS = 100
 WHOLE = 1 << 16
-"""Bytes of a body at most, of a request that is held until it is all there; more, and uvicorn pauses reading."""
+"""Bytes of a body at most that is held until it is all there; more, and uvicorn pauses reading."""
 
 
 Buffer = bytes | memoryview
@@ -47,11 +47,13 @@ class WholeRequest:
     """A request that is all there: to uvicorn the connection's cycle, to `Call` where the body comes from.
 
     Args:
-        body: all of it, at most `WHOLE` bytes.
+        body: all of it.
     """
 
     __slots__ = ("body", "disconnected", "keep_alive", "response_complete")
     more_body: ClassVar[bool] = False
+    sees_leaving: ClassVar[bool] = True
+    """Whether `disconnected` tells that the client has left, without being asked for another message."""
     message_event: ClassVar[asyncio.Event] = asyncio.Event()
     """uvicorn sets it for those who wait for more of the request; nobody does."""
 
@@ -137,7 +139,7 @@ class Call:
         return bytes(await self.binary(most, timeout))
 
     async def binary(self, most: int, timeout: float) -> Buffer:
-        """As `body`, for what is read as arrays: a long one is where it was received (`service.long_request`)."""
+        """As `body`, for what is read as arrays: one that came in parts is where it was put (`service.arriving`)."""
         encoding = self.header(b"content-encoding").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
@@ -148,7 +150,7 @@ class Call:
         data = await self._arrived(most, timeout)
         if length and len(data) > length:
             raise MalformedRequest("the body is longer than its Content-Length")
-        if len(data) > WHOLE:
+        if len(data) > WHOLE and not getattr(self._cycle, "sees_leaving", False):
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())
         return _gunzip(data, most) if encoding == "gzip" else data

@@ -1,8 +1,9 @@
 """uvicorn's HTTP/1.1 with a shorter way for hot requests that arrive whole: one call, one write, no ASGI messages.
 
 Of a small request uvicorn's cycle of messages is a large part: an event, a task that waits for the body, two messages
-back. What comes in one read needs none of it. Everything else goes uvicorn's way: bodies that are still under way,
-pipelined requests, connections that close, upgrades, routes of FastAPI.
+back. What comes in one read needs none of it, and the rest of a body whose length is known is read past the parser.
+Everything else goes uvicorn's way: chunked bodies, pipelined requests, connections that close, upgrades, routes of
+FastAPI.
 
 Where several processes share the work (`service.workers`), a connection may go to another one before a request of it is
 read: its socket and the bytes that came go together.
@@ -18,10 +19,10 @@ import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.arriving import ArrivingRequest
 from service.channel import Channel
 from service.exchange import WHOLE, Header, WholeRequest
 from service.front import Front, Handler
-from service.long_request import LONG, LongRequest
 from service.repeated import Head, head_of
 from service.sealed import Sealed
 
@@ -87,7 +88,7 @@ class Protocol(HttpToolsProtocol):
         self._share.lost(self)
 
     def data_received(self, data: bytes) -> None:
-        """What was read; a request that is held and did not end with it goes uvicorn's way."""
+        """What was read; of a request that is held and did not end with it the rest is read past the parser."""
         if not self._inside and (self.cycle is None or self.cycle.response_complete):
             if self._moved(data) or self._repeated(data):
                 return
@@ -95,9 +96,9 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         self._read = b""
         if self._held is not None and not self.transport.is_closing():
-            length = self._long_length()
+            length = self._length()
             if length:
-                self._begin_long(self._held, length)
+                self._begin_arriving(self._held, length)
             else:
                 self._let_go()
 
@@ -125,7 +126,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._parts.append(body)
         self._size += len(body)
-        if self._size > WHOLE and not self._long_length():
+        if self._size > WHOLE and not self._length():
             self._let_go()
 
     def on_message_complete(self) -> None:
@@ -160,7 +161,7 @@ class Protocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def finish_body(self) -> None:
-        """The body of a long request is there; what comes now is the next request."""
+        """A body is there whose rest was read past the parser; what comes now is the next request."""
         self.transport.pause_reading()
         self.transport.set_protocol(self)
         self.transport.resume_reading()
@@ -188,27 +189,27 @@ class Protocol(HttpToolsProtocol):
         except Exception as error:
             client.fail(error)
 
-    def _begin_long(self, handler: Handler, length: int) -> None:
-        """Lets the rest of the body be read to where it stays."""
+    def _begin_arriving(self, handler: Handler, length: int) -> None:
+        """Has the rest of the body read to where it stays."""
         self._held = None
-        request = LongRequest(self, self._parts, length, self.expect_100_continue)
+        request = ArrivingRequest(self, self._parts, length, self.expect_100_continue)
         self._parts = []
         self.transport.pause_reading()
         self.transport.set_protocol(request)
         self.transport.resume_reading()
         self._begin(handler, request)
 
-    def _begin(self, handler: Handler, request: WholeRequest | LongRequest) -> None:
+    def _begin(self, handler: Handler, request: WholeRequest | ArrivingRequest) -> None:
         self.cycle = request  # type: ignore[assignment]
         task = self.loop.create_task(self._answer(handler, self.scope, request))  # type: ignore[arg-type]
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def _long_length(self) -> int:
-        """Of a body that is long, but not too long to be received."""
+    def _length(self) -> int:
+        """Of a body that is under way; 0 where it is not known, or too long to be received."""
         announced = next((value for name, value in self.headers if name == b"content-length"), b"")
         length = int(announced) if announced.isdigit() and len(announced) < 16 else 0
-        return length if LONG <= length <= self.app.most_body else 0
+        return length if length <= self.app.most_body else 0
 
     def _moved(self, data: bytes) -> bool:
         """Gives the connection to another process, where it belongs there."""
@@ -242,7 +243,7 @@ class Protocol(HttpToolsProtocol):
         for part in self._parts:
             super().on_body(part)
 
-    async def _answer(self, handler: Handler, scope: Scope, request: WholeRequest | LongRequest) -> None:
+    async def _answer(self, handler: Handler, scope: Scope, request: WholeRequest | ArrivingRequest) -> None:
         """Answers; a failure of the outermost layer itself ends the connection."""
         client = _Client(self, request)
         try:
@@ -256,7 +257,7 @@ class _Client:
 
     __slots__ = ("_protocol", "_request")
 
-    def __init__(self, protocol: Protocol, request: WholeRequest | LongRequest) -> None:
+    def __init__(self, protocol: Protocol, request: WholeRequest | ArrivingRequest) -> None:
         self._protocol = protocol
         self._request = request
 
@@ -264,7 +265,7 @@ class _Client:
         """Writes the answer; None where there is nobody to read it."""
         protocol, request = self._protocol, self._request
         request.response_complete = True
-        if isinstance(request, LongRequest):
+        if isinstance(request, ArrivingRequest):
             request.forget()
         if sealed is not None and not request.disconnected:
             protocol.transport.write(_bytes_of(sealed, protocol.server_state.default_headers, request.keep_alive))

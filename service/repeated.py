@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from starlette.types import Scope
 
-from service.exchange import WHOLE, Header
+from service.exchange import Header
 from service.front import Handler
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
@@ -45,7 +45,7 @@ class Head(NamedTuple):
             return None
         digits, body = data[start:end], end + len(self.after)
         size = len(data) - body
-        if size > WHOLE or not digits.isdigit() or int(digits) != size:
+        if not digits.isdigit() or int(digits) != size:
             return None
         headers = self.headers.copy()
         headers[self.place] = (b"content-length", digits)

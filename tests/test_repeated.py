@@ -38,15 +38,13 @@ def test_a_head_is_told_again_with_a_body_of_any_length() -> None:
         b"POST / HTTP/1.1\r\nContent-Length: 2\r\nHost: h\r\n\r\nab", 2, (b"content-length", b"2"), (b"host", b"h")
     )
     assert head is not None and head.handler is handler
-    for body in (b"", b"cd", b"\r\n\r\n", b"x" * 65_536):
+    for body in (b"", b"cd", b"\r\n\r\n", b"x" * 200_000):
         found = head.repeated(b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: h\r\n\r\n%b" % (len(body), body))
         assert found is not None
         scope, got = found
         assert got == body and scope["path"] == "/predict"
         assert scope["headers"] == [(b"content-length", b"%d" % len(body)), (b"host", b"h")]
     assert head.scope["headers"][0] == (b"content-length", b"2")
-    long = b"x" * 65_537
-    assert head.repeated(b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: h\r\n\r\n%b" % (len(long), long)) is None
 
 
 @pytest.mark.parametrize(
@@ -213,10 +211,11 @@ async def test_a_long_body_behind_a_known_head_is_answered_in_its_order(tmp_path
         line = await server.connect()
         await line.send(WHOLE)
         assert (await line.read()).status == 200
-        for _ in range(3):
+        for n in range(3):
             long = IMAGE + b"\0" * (size - len(IMAGE))
             line.writer.write(with_body(long))
             assert (await line.read()).json["predictions"]
+            assert server.front.messages == n  # of what was sent behind another
             line.writer.write(with_body(b"no picture".ljust(size)) + live)
             assert [(await line.read()).status for _ in range(2)] == [422, 200]
         metrics = await server.connect()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models.losses import softmax_focal
 from scripts.bench import rss_mb
 from scripts.load import loss_body
-from service.long_request import LONG
+from service.exchange import WHOLE
 from tests.integration.launch import Answer, Server, answers, launched
 from tests.serving import write_linear
 
@@ -26,7 +26,7 @@ LOGITS = RNG.normal(0.0, 3.0, (20_000, 10)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 20_000)
 BODY, HEADERS = loss_body(LOGITS, LABELS)
 EXPECTED = softmax_focal(LOGITS.astype(np.float64), LABELS).values
-assert len(BODY) > 3 * LONG
+assert len(BODY) > 10 * WHOLE
 INFER = "/v2/models/focal_loss/infer"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 MOST = 2_000_000
@@ -154,7 +154,7 @@ def test_a_long_image_and_a_long_form_are_read_the_same_way(server: Server) -> N
         text = json.dumps({"inputs": [{"image": "AAAA", "id": str(k)} for k in range(100)]}).replace(
             ", ", "," + " " * 2500
         )
-        assert len(text) > LONG
+        assert len(text) > WHOLE
         found = http.post("/predict", content=text, headers={"content-type": "application/json"})
         assert found.status_code == 200
         assert [one["id"] for one in found.json()["predictions"]] == [str(k) for k in range(100)]

@@ -1,4 +1,4 @@
-"""A long request whose body is read to where it stays.
+"""A request whose body did not come in one read with its head: the rest is read to where it stays.
 
 uvicorn passes a body on in parts, each of which the parser copies and a task is woken for; of 40 MB that is a third of
 what computing their loss takes. A body of known length needs no parser: the kernel can write it where it is wanted.
@@ -6,17 +6,15 @@ what computing their loss takes. A body of known length needs no parser: the ker
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from starlette.types import Message
 
-LONG = 256 * 1024
-"""Bytes from which a body is read so; shorter ones arrive in a read or two."""
 _LEFTOVER = 64 * 1024
 
 
-class LongRequest(asyncio.BufferedProtocol):
+class ArrivingRequest(asyncio.BufferedProtocol):
     """To asyncio a connection's protocol until the body is there, to uvicorn its cycle, to `Call` the body's source.
 
     Args:
@@ -26,13 +24,14 @@ class LongRequest(asyncio.BufferedProtocol):
         continues: whether the client waits for leave to send it (`Expect: 100-continue`).
     """
 
+    sees_leaving: ClassVar[bool] = True
+
     def __init__(self, protocol: Any, parts: Sequence[bytes], length: int, continues: bool) -> None:
         # numpy asks for large pages, which saves page faults; bytes that are not sent take no memory.
         self._memory = np.empty(length, np.uint8).data
         self._protocol = protocol
         self._filled = 0
         self._continues = continues
-        self._given = False
         self.message_event = asyncio.Event()
         """uvicorn sets it when the client is gone."""
         self.more_body = True
@@ -44,16 +43,15 @@ class LongRequest(asyncio.BufferedProtocol):
             self._filled += len(part)
 
     async def receive(self) -> Message:
-        """The whole body as one message; then that the client is gone, once it is."""
+        """The whole body as one message, or that the client is gone."""
         if self._continues:
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._continues, self.keep_alive = False, True
-        while (self.more_body or self._given) and not self.disconnected:
+        while self.more_body and not self.disconnected:
             self.message_event.clear()
             await self.message_event.wait()
         if self.disconnected:
             return {"type": "http.disconnect"}
-        self._given = True
         return {"type": "http.request", "body": self._memory, "more_body": False}
 
     def get_buffer(self, sizehint: int) -> memoryview:
