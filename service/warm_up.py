@@ -76,11 +76,17 @@ def _most_in_time(seconds: Seconds, most: int) -> int:
 
 
 def _least_that_pays(seconds: Seconds, most: int) -> int:
-    """The last size that paid, before two in turn did not: one may have met another process."""
+    """The last size that paid, before two in turn did not. Any run may have met another process, or a pause."""
     best, best_each, size = 1, seconds(1), 2
     while size <= most and size <= best << _PATIENCE:
         each = seconds(size) / size
-        if each <= (1.0 - WORTH) * best_each:
+        if _pays(each, best_each):
+            best_each = min(best_each, seconds(best) / best)  # once more: it may have been the one
+        if _pays(each, best_each):
             best, best_each = size, each
         size *= 2
     return best
+
+
+def _pays(each: float, best_each: float) -> bool:
+    return each <= (1.0 - WORTH) * best_each

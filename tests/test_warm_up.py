@@ -33,6 +33,17 @@ def test_one_disturbed_measurement_does_not_end_the_search(disturbed: int) -> No
     assert batch_size(lambda size: quiet(size) * (3.0 if size == disturbed else 1.0), 32, quick=False) == 32
 
 
+@pytest.mark.parametrize("disturbed", [1, 2, 4])
+def test_a_disturbed_measurement_of_few_does_not_make_many_pay(disturbed: int) -> None:
+    asked: list[int] = []
+
+    def seconds(size: int) -> float:
+        asked.append(size)
+        return 0.02 * size * (3.0 if size == disturbed and asked.count(size) == 1 else 1.0)
+
+    assert batch_size(seconds, 32, quick=False) == 1
+
+
 def test_the_search_ends_where_two_sizes_in_turn_do_not_pay() -> None:
     asked: list[int] = []
 
