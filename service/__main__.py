@@ -69,7 +69,6 @@ class Server(uvicorn.Server):
 
     def _on_connection(self, file: int, data: bytes) -> None:
         """A connection that comes back from a process that helps, since it asks for what that one does not do."""
-        self._workers.back()
         task = asyncio.create_task(adopt(self, self._workers, file, data))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)

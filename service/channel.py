@@ -6,9 +6,14 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-_PIECE = 64 * 1024
-"""A packet is held by the kernel whole, in a buffer of a few hundred kilobytes."""
-_MORE, _LAST = b"\0", b"\1"
+_SHORT = 8 * 1024
+"""Bytes of a message that goes through the socket, at most: a longer one goes in memory that has a file's descriptor.
+
+The kernel keeps a few hundred kilobytes of what the other side has not read; it would have to read between many turns.
+"""
+_HERE, _IN_FILE = b"\0", b"\1"
+_AT_ONCE = 64
+"""Messages that are read in one turn of the event loop, at most."""
 
 OnMessage = Callable[[bytes, int | None], None]
 
@@ -27,8 +32,7 @@ class Channel:
         self._end = end
         self._on_message = on_message
         self._on_end = on_end
-        self._waiting: deque[tuple[bytes, int | None]] = deque()
-        self._parts: list[bytes] = []
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(end.fileno(), self._read)
 
@@ -37,14 +41,17 @@ class Channel:
 
         After the end it goes nowhere.
         """
+        files = [] if file is None else [file]
         if self._end.fileno() < 0:
-            if file is not None:
-                os.close(file)
+            _close(files)
             return
-        last = max(0, len(message) - 1) // _PIECE * _PIECE
-        self._waiting += [(_MORE + message[start : start + _PIECE], None) for start in range(0, last, _PIECE)]
-        self._waiting.append((_LAST + message[last:], file))
-        self._write()
+        if len(message) <= _SHORT:
+            packet = _HERE + message
+        else:
+            packet, files = _IN_FILE, [*files, _memory_of(message)]
+        self._waiting.append((packet, files))
+        if len(self._waiting) == 1:
+            self._write()
 
     def close(self) -> None:
         """Ends it; what waits is not sent."""
@@ -53,9 +60,8 @@ class Channel:
         self._loop.remove_reader(self._end.fileno())
         self._loop.remove_writer(self._end.fileno())
         self._end.close()
-        for _, file in self._waiting:
-            if file is not None:
-                os.close(file)
+        for _, files in self._waiting:
+            _close(files)
         self._waiting.clear()
 
     async def sent(self) -> None:
@@ -69,12 +75,9 @@ class Channel:
 
     def _write(self) -> None:
         while self._waiting:
-            packet, file = self._waiting[0]
+            packet, files = self._waiting[0]
             try:
-                if file is None:
-                    self._end.send(packet)
-                else:
-                    socket.send_fds(self._end, [packet], [file])
+                socket.send_fds(self._end, [packet], files)
             except BlockingIOError:
                 self._loop.add_writer(self._end.fileno(), self._write)
                 return
@@ -82,22 +85,55 @@ class Channel:
                 self._over()
                 return
             self._waiting.popleft()
-            if file is not None:
-                os.close(file)
+            _close(files)
         self._loop.remove_writer(self._end.fileno())
 
     def _read(self) -> None:
+        for _ in range(_AT_ONCE):
+            if self._end.fileno() < 0 or not self._read_one():
+                return
+
+    def _read_one(self) -> bool:
+        """Whether there was a message."""
         try:
-            packet, files, _, _ = socket.recv_fds(self._end, 1 + _PIECE, 1)
+            packet, files, _, _ = socket.recv_fds(self._end, 1 + _SHORT, 2)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             packet, files = b"", []
         if not packet:
             self._over()
-            return
-        self._parts.append(packet[1:])
-        if packet[:1] == _LAST:
-            message = b"".join(self._parts)
-            self._parts.clear()
-            self._on_message(message, files[0] if files else None)
+            return False
+        if packet != _IN_FILE:
+            message = packet[1:]
+        elif files:
+            message = _content(files.pop())
+        else:  # this process can take no more files: what comes is lost, and somebody waits for it
+            self._over()
+            return False
+        self._on_message(message, files[0] if files else None)
+        return True
+
+
+def _memory_of(message: bytes) -> int:
+    """A file in memory that holds it."""
+    file = os.memfd_create("message")
+    try:
+        with open(file, "wb", closefd=False) as out:
+            out.write(message)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _content(file: int) -> bytes:
+    """What a file in memory holds; closes it."""
+    with open(file, "rb", buffering=0) as memory:
+        memory.seek(0)
+        return memory.read()
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)

@@ -55,7 +55,7 @@ async def adopt(server: uvicorn.Server, share: Share, file: int, data: bytes) ->
 
     def protocol() -> Protocol:
         made = new_protocol(server, share, data)
-        made.settled = True
+        share.taken(made)
         return made
 
     taken = socket.socket(fileno=file)

@@ -38,6 +38,9 @@ class Share:
         """Where the connection belongs by what it says first, when no request of it is under way; None: here."""
         return None
 
+    def taken(self, connection: "Protocol") -> None:
+        """A connection has come from elsewhere."""
+
     def lost(self, connection: "Protocol") -> None:
         """A connection has ended, or has gone elsewhere."""
 
@@ -52,8 +55,8 @@ class Protocol(HttpToolsProtocol):
     """
 
     app: Front
-    settled = False
-    """Whether it has been decided where it belongs."""
+    settled = 0
+    """How often there had been somewhere new to go when it was decided where it belongs; 0: it was not."""
     moved = False
     """Whether it has gone elsewhere."""
     _held: Handler | None = None

@@ -8,8 +8,8 @@ model is quick on the CPU: other nets use all cores from one process.
 
 import asyncio
 import logging
+import os
 import re
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,16 +50,18 @@ class Workers(Share):
         self._leaving: list[Link] = []
         self._past = Sums()
         self._own = 0
+        self._round = 1
         self._lock = asyncio.Lock()
         self._stopping = False
         self._pause = 1.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def elsewhere(self, connection: Protocol, data: bytes) -> Channel | None:
-        """A connection whose first small request comes stays where the fewest are, preferably here."""
-        if connection.settled or QUICK.match(data) is None or not _alone(data):
+        """Where the fewest connections are, preferably here: decided once, and anew when one more process helps."""
+        if connection.settled == self._round or QUICK.match(data) is None or not _alone(data):
             return None
-        connection.settled = True
+        self._own -= connection.settled > 0
+        connection.settled = self._round
         best = min(self._ready(), key=lambda worker: worker.connections, default=None)
         if best is None or best.connections >= self._own:
             self._own += 1
@@ -67,14 +69,15 @@ class Workers(Share):
         best.connections += 1
         return best.channel
 
+    def taken(self, connection: Protocol) -> None:
+        """One has come back, and stays: it asks for more than small requests."""
+        connection.settled = self._round
+        self._own += 1
+
     def lost(self, connection: Protocol) -> None:
         """One fewer here."""
         if connection.settled and not connection.moved:
             self._own -= 1
-
-    def back(self) -> None:
-        """A connection has come back."""
-        self._own += 1
 
     async def follow(self, change: tuple[str, str] | None = None) -> None:
         """Makes them what they should be: as many as asked for, with the models that are served here.
@@ -145,7 +148,7 @@ class Workers(Share):
         served = self._state.catalog.all()
         if not served or not all(one.quick and one.device.provider == CPU for one in served):
             return 0
-        if not hasattr(socket, "SOCK_SEQPACKET"):
+        if not hasattr(os, "memfd_create"):  # no Linux
             return 0
         return (self._state.settings.workers or min(_MOST, usable_cores())) - 1
 
@@ -162,7 +165,9 @@ class Workers(Share):
             self._dismiss(worker)
             self._revive()
         else:
-            worker.ready = True
+            if not worker.ready:
+                worker.ready = True
+                self._round += 1
             self._pause = 1.0
 
     def _dismiss(self, worker: Link) -> None:

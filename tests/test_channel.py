@@ -74,7 +74,9 @@ async def test_neither_side_keeps_a_file_that_was_sent() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(200):
         here.channel.send(b"take this", file_of(b"text"))
-    await there.until(200)
+        here.channel.send(b"and this" * 2000, file_of(b"text"))
+        here.channel.send(b"and this" * 2000)
+    await there.until(600)
     assert len(os.listdir("/proc/self/fd")) == before
     here.channel.close()
     there.channel.close()
@@ -94,3 +96,26 @@ async def test_the_end_of_the_other_side_is_told_once_and_sending_goes_nowhere()
     await asyncio.sleep(0.05)
     assert here.ends == 1 and there.ends == 0
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_message_whose_file_could_not_be_taken_ends_the_channel() -> None:
+    a, b = pair()
+    there = Listener(b)
+    a.send(b"\1")  # as it comes where no more files can be opened
+    async with asyncio.timeout(5):
+        while not there.ends:
+            await asyncio.sleep(0.001)
+    assert there.got == []
+    a.close()
+
+
+async def test_a_crowd_is_read_in_few_turns_of_the_loop() -> None:
+    a, b = pair()
+    here, there = Listener(a), Listener(b)
+    for n in range(64):
+        here.channel.send(b"%d" % n * 30_000, file_of(b"text"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(there.got) == 64
+    here.channel.close()
+    there.channel.close()

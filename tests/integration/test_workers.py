@@ -306,6 +306,26 @@ def test_clients_that_leave_are_forgotten(server: Server) -> None:
         assert sorted(names.values()) == [3, 3]
 
 
+def test_connections_from_before_another_process_helped_are_shared_with_it(tmp_path: Path) -> None:
+    write_linear(tmp_path, LABELS)
+    with shared(tmp_path) as server, ExitStack() as stack:
+        (other,) = children(server)
+        os.kill(other, signal.SIGKILL)
+        server.until("another takes its place")
+        clients = [Client(server) for _ in range(6)]
+        for client in clients:
+            stack.callback(client.link.close)
+        (first,) = {client.predict(k) for k, client in enumerate(clients)}
+        wait(lambda: sum(TOGETHER in line for line in server.lines) == 2, 30)
+        names = [client.predict(k) for k, client in enumerate(clients)]
+        assert names.count(first) == 3 and len(set(names)) == 2
+        assert [client.predict(k) for k, client in enumerate(clients)] == names, "they have changed hands once"
+        later = [Client(server) for _ in range(4)]
+        for client in later:
+            stack.callback(client.link.close)
+        assert [client.predict(0) for client in later].count(first) == 2
+
+
 def predicting(server: Server, until: threading.Event, failed: list[str], versions: Counter[str]) -> None:
     """A caller with a kept connection; what goes wrong is written down."""
     client = Client(server)
