@@ -140,10 +140,16 @@ class ImageRunner:
                 task.cancel()
             served.batcher.holders -= 1
 
-    async def run_for_another(self, served: Served, images: Sequence[Encoded]) -> Timed | Exception:
-        """What a quick bundle says of images that another process was asked for, as a `Part` has it."""
-        (found,) = await submit_all(served.batcher, [Part(images, self._limits)])
-        return found
+    async def run_for_another(self, served: Served, images: Sequence[Encoded]) -> Timed:
+        """What a quick bundle says of images that another process was asked for, as a `Part` has it.
+
+        They wait for room: the one that was asked has let them in.
+
+        Raises:
+            FocalserveError: they could not be run.
+        """
+        await served.batcher.room(served.batcher.share)
+        return await served.batcher.submit(Part(images, self._limits))
 
 
 async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:

@@ -162,10 +162,7 @@ class ServiceState:
         served = self.served(*model[:2])
         if not served.part or served.card is None or served.card.sha256 != model[2]:
             return None
-        found = await self.images.run_for_another(served, images)
-        if isinstance(found, Exception):
-            raise found
-        rows: Sequence[Any] = found.result
+        rows: Sequence[Any] = (await self.images.run_for_another(served, images)).result
         return rows
 
     async def _load(self, on_ready: Callable[[], None]) -> None:

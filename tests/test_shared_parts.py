@@ -1,5 +1,6 @@
 """What goes to another process comes out as it went in, and what cannot be told is run here."""
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -71,6 +72,15 @@ async def test_another_process_runs_pictures_for_the_very_same_bundle_alone(tmp_
         assert slow is not None and await server.state.run_for_another(("slow", "1", str(slow.sha256)), files) is None
         with pytest.raises(NotFound):
             await server.state.run_for_another(("none", "1", checksum), files)
+
+
+async def test_parts_that_come_together_wait_for_room(tmp_path: Path) -> None:
+    """The process that was asked has let them in; refused here it would run them after its own."""
+    checksum = str(read_bundle(write_linear(tmp_path, ["a", "b", "c"])).card.sha256)
+    files = [png_of(one) for one in pictures(20, SIZE)]
+    async with site(settings_of(models=tmp_path, queue_size=32)) as server:
+        parts = [server.state.run_for_another(("linear", "1", checksum), files) for _ in range(8)]
+        assert [len(rows or ()) for rows in await asyncio.gather(*parts)] == [20] * 8
 
 
 async def test_what_many_rows_mean_is_worked_out_in_a_thread_and_not_for_a_loss(
