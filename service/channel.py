@@ -39,7 +39,7 @@ class Channel:
     def send(self, message: bytes, file: int | None = None) -> None:
         """Sends a message, now or as soon as the other side has read more; closes the file here afterwards.
 
-        After the end it goes nowhere.
+        After the end it goes nowhere. Where there is no memory for it, or no more file, that is the end.
         """
         files = [] if file is None else [file]
         if self._end.fileno() < 0:
@@ -48,7 +48,12 @@ class Channel:
         if len(message) <= _SHORT:
             packet = _HERE + message
         else:
-            packet, files = _IN_FILE, [*files, _memory_of(message)]
+            try:
+                packet, files = _IN_FILE, [*files, _memory_of(message)]
+            except OSError:
+                _close(files)
+                self._over()
+                return
         self._waiting.append((packet, files))
         if len(self._waiting) == 1:
             self._write()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 
 from service.channel import Channel
@@ -107,6 +108,23 @@ async def test_a_message_whose_file_could_not_be_taken_ends_the_channel() -> Non
             await asyncio.sleep(0.001)
     assert there.got == []
     a.close()
+
+
+async def test_where_no_more_file_can_be_had_the_channel_ends_and_keeps_none() -> None:
+    a, b = pair()
+    here, there = Listener(a), Listener(b)
+    before = len(os.listdir("/proc/self/fd"))
+    file = file_of(b"text")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        here.channel.send(b"x" * 100_000, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    async with asyncio.timeout(5):
+        while not (here.ends and there.ends):
+            await asyncio.sleep(0.001)
+    assert len(os.listdir("/proc/self/fd")) == before - 2, "the two ends"
 
 
 async def test_a_crowd_is_read_in_few_turns_of_the_loop() -> None:
