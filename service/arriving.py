@@ -29,6 +29,7 @@ class ArrivingRequest(asyncio.BufferedProtocol):
     def __init__(self, protocol: Any, parts: Sequence[bytes], length: int, continues: bool) -> None:
         # numpy asks for large pages, which saves page faults; bytes that are not sent take no memory.
         self._memory = np.empty(length, np.uint8).data
+        self._length = length
         self._protocol = protocol
         self._filled = 0
         self._continues = continues
@@ -38,6 +39,8 @@ class ArrivingRequest(asyncio.BufferedProtocol):
         self.disconnected = False
         self.keep_alive = not continues  # without leave the client may send its next request instead of the body
         self.response_complete = False
+        self.last = False
+        """Whether the connection ends with the rest of the body, which is passed over."""
         for part in parts:
             self._memory[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
@@ -57,23 +60,26 @@ class ArrivingRequest(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go; of a request that is answered already, nowhere."""
         if self.response_complete:
-            return memoryview(bytearray(min(_LEFTOVER, len(self._memory) - self._filled)))
+            return memoryview(bytearray(min(_LEFTOVER, self._length - self._filled)))
         return self._memory[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many have come."""
         self._filled += nbytes
-        if self._filled == len(self._memory):
+        if self._filled == self._length:
             self.more_body = False
             self.message_event.set()
+            if self.last:
+                self._protocol.transport.close()
+                return
             self._protocol.finish_body()
             if self.response_complete:
                 self.forget()
 
     def forget(self) -> None:
-        """The answer is there: the body goes, and the circle of references that would keep it until a collection."""
+        """The answer is there: the body goes, and the circle of references once nothing more of it can come."""
+        self._memory = memoryview(b"")
         if self.disconnected or not self.more_body:
-            self._memory = memoryview(b"")
             self._protocol = None
 
     def eof_received(self) -> None:
@@ -91,3 +97,5 @@ class ArrivingRequest(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone before its body was there."""
         self._protocol.connection_lost(exc)
+        if self.response_complete:
+            self._protocol = None

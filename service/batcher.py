@@ -213,7 +213,9 @@ class Batcher:
             self._settle(batch, *work.result())
         except Exception as error:
             self._fail(batch, error)
-        self._stirred.set()
+        finally:
+            self._fail(batch, NotReady("the service is stopping"))
+            self._stirred.set()
 
     async def _wait_for_company(self) -> None:
         """Until the batch is full, or `max_wait` after its first item came."""

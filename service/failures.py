@@ -3,9 +3,11 @@
 from pydantic_core import to_json
 
 from service.errors import PROBLEM_TYPE, RequestError, describe, problem, status_of
-from service.exchange import JSON, Reply
+from service.exchange import JSON, Header, Reply
 
 _RETRY_AFTER = {429: b"1", 503: b"2"}
+CLOSE: Header = (b"connection", b"close")
+"""The header of an answer after which the connection ends."""
 
 
 def failure_reply(error: Exception, request_id: str, is_oip: bool) -> Reply:
@@ -13,7 +15,7 @@ def failure_reply(error: Exception, request_id: str, is_oip: bool) -> Reply:
     status, code = status_of(error)
     headers = [(b"retry-after", _RETRY_AFTER[status])] if status in _RETRY_AFTER else []
     if status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
+        headers.append(CLOSE)  # the rest of the body is not read
     if is_oip and status in (413, 415, 422):
         status = 400
     body = problem(status, code, describe(error), request_id, error.errors if isinstance(error, RequestError) else None)

@@ -22,11 +22,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.arriving import ArrivingRequest
 from service.channel import Channel
 from service.exchange import WHOLE, Header, WholeRequest
+from service.failures import CLOSE
 from service.front import Front, Handler
 from service.repeated import Head, head_of
 from service.sealed import Sealed
 
 log = logging.getLogger("focalserve")
+_STALLED = 408
 CONNECTION = b"c"
 """A message with this kind carries a connection: what was read of it, and its socket."""
 
@@ -169,6 +171,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.set_protocol(self)
         self.transport.resume_reading()
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
         self._inside = False
 
     def _repeated(self, data: bytes) -> bool:
@@ -268,11 +271,15 @@ class _Client:
         """Writes the answer; None where there is nobody to read it."""
         protocol, request = self._protocol, self._request
         request.response_complete = True
+        ends = sealed is None or not request.keep_alive or CLOSE in sealed.headers
+        later = False
         if isinstance(request, ArrivingRequest):
             request.forget()
+            # Who still sends would hear of a closed connection instead of the answer; who has stalled does not send.
+            later = request.last = ends and request.more_body and sealed is not None and sealed.status != _STALLED
         if sealed is not None and not request.disconnected:
-            protocol.transport.write(_bytes_of(sealed, protocol.server_state.default_headers, request.keep_alive))
-        if sealed is None or not request.keep_alive:
+            protocol.transport.write(_bytes_of(sealed, protocol.server_state.default_headers, ends))
+        if ends and not (later and request.keep_alive):
             protocol.transport.close()
         protocol.on_response_complete()
 
@@ -282,12 +289,12 @@ class _Client:
         self._protocol.transport.close()
 
 
-def _bytes_of(sealed: Sealed, before: Sequence[Header], keep_alive: bool) -> bytes:
+def _bytes_of(sealed: Sealed, before: Sequence[Header], ends: bool) -> bytes:
     """An answer as it goes over the wire."""
     parts = [STATUS_LINE[sealed.status]]
     for name, value in before:
         parts += (name, b": ", value, b"\r\n")
     for name, value in sealed.headers:
         parts += (name, b": ", value, b"\r\n")
-    parts += (b"\r\n" if keep_alive else b"connection: close\r\n\r\n", sealed.body)
+    parts += (b"connection: close\r\n\r\n" if ends and CLOSE not in sealed.headers else b"\r\n", sealed.body)
     return b"".join(parts)

@@ -140,7 +140,7 @@ class LossOptions(_Wire):
     )
     alpha_mode: Literal["uniform"] | None = Field(None, description="lets one alpha multiply every class of a softmax")
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    ignore_index: int | None = Field(None, description="labels of this index are not scored")
+    ignore_index: int | None = Field(None, ge=-(2**63), lt=2**63, description="labels of this index are not scored")
     reduction: Reduction = "mean"
     source: Literal["image", "logits", "probabilities"] | None = Field(
         None, alias="from", description="what every item must hold; an item with anything else is refused"

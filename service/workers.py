@@ -8,8 +8,8 @@ model is quick on the CPU: other nets use all cores from one process.
 
 import asyncio
 import logging
-import os
 import re
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -148,7 +148,7 @@ class Workers(Share):
         served = self._state.catalog.all()
         if not served or not all(one.quick and one.device.provider == CPU for one in served):
             return 0
-        if not hasattr(os, "memfd_create"):  # no Linux
+        if not hasattr(socket, "SOCK_SEQPACKET"):
             return 0
         return (self._state.settings.workers or min(_MOST, usable_cores())) - 1
 

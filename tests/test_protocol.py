@@ -1,6 +1,7 @@
 """Requests over real sockets: those that arrive whole go the short way, all get the same answers."""
 
 import asyncio
+import gzip
 import itertools
 import socket
 from collections.abc import Sequence
@@ -153,6 +154,41 @@ async def test_a_client_that_leaves_a_long_request_is_counted(tmp_path: Path, si
         text = (await stay.read()).body.decode()
         assert 'focalserve_requests_total{code="499",route="/predict"} 3.0' in text
         assert "focalserve_cancelled_requests_total 3.0" in text
+
+
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+async def test_a_body_that_stalls_ends_its_connection(tmp_path: Path, expect: bytes) -> None:
+    async with site(tmp_path, body_timeout=0.2) as server:
+        line = await server.connect()
+        await line.send(HEAD + expect + b"\r\n", IMAGE[:9])
+        if expect:
+            assert (await line.read(body=False)).status == 100
+        answer = await line.read()
+        assert answer.status == 408 and answer.headers["connection"] == "close"
+        assert await line.closed()
+
+
+async def test_too_much_is_refused_and_ends_the_connection(tmp_path: Path) -> None:
+    bomb = gzip.compress(b"\0" * 200_000)
+    request = HEAD.replace(b": %d\r\n" % len(IMAGE), b": %d\r\n" % len(bomb)) + b"Content-Encoding: gzip\r\n\r\n" + bomb
+    async with site(tmp_path, max_body_bytes=100_000) as server:
+        for parts in (cuts(request), cuts(request, len(request) - 20)):
+            line = await server.connect()
+            await line.send(*parts)
+            answer = await line.read()
+            assert answer.status == 413 and answer.headers["connection"] == "close"
+            assert await line.closed()
+
+
+async def test_what_trails_the_last_request_of_a_connection_is_nothing_to_it(tmp_path: Path) -> None:
+    last = b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n and more"
+    async with site(tmp_path) as server:
+        for parts in (cuts(WHOLE), cuts(WHOLE, len(WHOLE) - 20)):
+            line = await server.connect()
+            await line.send(*parts)
+            assert (await line.read()).status == 200
+            await line.send(last)
+            assert (await line.read()).status == 200
 
 
 async def test_a_stopping_server_answers_what_it_has_and_closes(tmp_path: Path) -> None:
