@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from service.app import create_app
-from service.exchange import WholeRequest
+from service.exchange import WHOLE, WholeRequest
 from service.front import Front
 from service.sealed import Sealed
 from service.settings import Settings
@@ -193,6 +193,7 @@ async def test_the_short_way_says_what_the_long_one_says(models: Path, name: str
         ("/v2/models/linear/infer", tensor("image", "BYTES", [2], [b64(IMAGE)] * 2), {}),
         ("/v2/models/focal_loss/infer", b"{}", {}),
         ("/v2/repository/index", b"", {}),
+        ("/v2/models/linear/infer", tensor("image", "BYTES", [1], [b64(IMAGE)]).ljust(WHOLE + 1), {}),
     ],
 )
 async def test_what_takes_longer_goes_the_long_way(
