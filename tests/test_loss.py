@@ -234,6 +234,13 @@ async def test_a_label_is_an_index_a_name_or_a_soft_vector(http: httpx.AsyncClie
     assert values(answer)[0] == pytest.approx(0.25 * values(answer)[1] + 0.75 * values(answer)[2], rel=1e-10)
 
 
+@pytest.mark.parametrize("index", [10**20, -(10**20), 2**63])
+async def test_an_index_to_ignore_beyond_64_bits_is_refused(http: httpx.AsyncClient, index: int) -> None:
+    body = {"inputs": [{"logits": [0.0] * 10, "label": index}], "ignore_index": index}
+    answer = await http.post("/loss", json=body)
+    assert answer.status_code == 422 and "ignore_index" in answer.text
+
+
 async def test_an_ignored_label_has_no_score_and_counts_nowhere(http: httpx.AsyncClient) -> None:
     answer = await rows(http, labels=[-100, *LABELS[1:]], ignore_index=-100)
     assert answer["items"][0]["loss"] is None and "ignored" in answer["items"][0]["reason"]
