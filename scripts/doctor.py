@@ -18,6 +18,7 @@ from scripts.flags import Flags
 from service.model_folder import open_engine
 from service.runtime import CUDA, cuda_driver_present
 from service.settings import usable_cores
+from service.warm_up import best_seconds
 
 _PACKAGES = (
     "focalserve",
@@ -100,7 +101,7 @@ def _cuda() -> Iterator[str]:
 
 def _time_bundle(folder: Path) -> str:
     engine = open_engine(choose_bundle(folder, None), "auto", usable_cores())
-    card, took = engine.card, engine.seconds(1) * 1e3
+    card, took = engine.card, best_seconds(engine.blank(1)) * 1e3
     return f"inference   {card.name} version {card.version} on {engine.device}: {took:.2f} ms for one image"
 
 

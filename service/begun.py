@@ -1,4 +1,4 @@
-"""The beginning and the end of a small request, where all that lies between is a turn of the event loop."""
+"""The beginning and the end of a request, where all that lies between is one item in a batcher."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Begun(NamedTuple):
     """A request whose answer waits for one item.
 
     Attributes:
-        batcher: that runs the item, in the event loop.
+        batcher: that runs the item.
         item: what it takes.
         finish: makes the answer; raises what the request is to be refused with.
     """
@@ -27,7 +27,7 @@ class Begun(NamedTuple):
 
 
 Begin = Callable[[ServiceState, Call, bytes], Begun | None]
-"""Reads a whole body, which is not compressed; None where its answer takes more than an item in the event loop."""
+"""Reads a whole body, which is not compressed; None where its answer takes more than an item."""
 
 
 def result_of(outcome: Outcome) -> Timed:

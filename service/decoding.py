@@ -101,7 +101,7 @@ class Decoder:
 
     def _decode(self, images: Sequence[Encoded], card: ModelCard) -> "asyncio.Future[list[Decoded | Exception]]":
         threads = self._small if len(images) == _PART_IMAGES else self._threads
-        return asyncio.get_running_loop().run_in_executor(threads, decode_all, images, card, self._limits)
+        return asyncio.get_running_loop().run_in_executor(threads, _decode_all, images, card, self._limits)
 
 
 def parts_of(images: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
@@ -119,12 +119,8 @@ def parts_of(images: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
         yield part
 
 
-def decode_all(images: Sequence[Encoded], card: ModelCard, limits: ImageLimits) -> list[Decoded | Exception]:
-    """Pictures in their order, in this thread; what is wrong with one is its result."""
-    return [_decode(image, card, limits) for image in images]
-
-
-def _decode(image: Encoded, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
+def decode(image: Encoded, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
+    """A picture, in this thread; what is wrong with it is the result."""
     start = perf_counter()
     try:
         data = decode_base64(image) if isinstance(image, str) else image
@@ -132,3 +128,7 @@ def _decode(image: Encoded, card: ModelCard, limits: ImageLimits) -> Decoded | E
     except InvalidInput as error:
         return error
     return Decoded(fitted, perf_counter() - start)
+
+
+def _decode_all(images: Sequence[Encoded], card: ModelCard, limits: ImageLimits) -> list[Decoded | Exception]:
+    return [decode(image, card, limits) for image in images]

@@ -12,7 +12,7 @@ from models.errors import BundleError, InvalidInput
 from models.image import decode_image
 from service.errors import InferenceFailed
 from service.runtime import CPU, CUDA, Device, DeviceReport, Runtime
-from service.warm_up import QUICK, batch_size, best_seconds
+from service.warm_up import QUICK, Run, batch_size, best_seconds
 
 # What another machine's arithmetic may differ by, relative to the largest logit: CUDA may use TF32.
 _GOLDEN_TOLERANCE = {CPU: 1e-3, CUDA: 2e-2}
@@ -47,10 +47,6 @@ class BundleEngine(ABC):
     def blank(self, size: int) -> Callable[[], object]:
         """The run of a blank batch of that size."""
 
-    def seconds(self, size: int) -> float:
-        """How long a blank batch of that size takes; the best of three runs."""
-        return best_seconds(self.blank(size))
-
     def _blank_images(self, size: int) -> NDArray[np.uint8]:
         return np.zeros((size, self.card.input.height, self.card.input.width, 3), np.uint8)
 
@@ -63,7 +59,7 @@ class Engine(BundleEngine):
         self._width = self.card.outputs
         check_outputs(self.runtime, {"logits": ("FP32", (self._width,))})
         check_golden(self.card, self.device, lambda images: {"logits": self.run(images)[0]})
-        self.quick = self.device.provider == CPU and threads == 1 and self.seconds(1) < QUICK
+        self.quick = self.device.provider == CPU and threads == 1 and best_seconds(self.blank(1)) < QUICK
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (N, K) float32 for images (N, height, width, 3) uint8.
@@ -97,14 +93,14 @@ def quick_rows(runtime: Runtime, most: int) -> int:
         return 0
     names = [spec.name for spec in runtime.outputs]
 
-    def seconds(rows: int) -> float:
+    def blank(rows: int) -> Run:
         feeds = row if rows == 1 else {name: np.repeat(one, rows, axis=0) for name, one in row.items()}
-        return best_seconds(lambda: runtime.run(feeds, names))
+        return lambda: runtime.run(feeds, names)
 
     try:
-        if seconds(1) >= QUICK:
+        if best_seconds(blank(1)) >= QUICK:
             return 0
-        return batch_size(seconds, most if runtime.batchable else 1, quick=True)
+        return batch_size(blank, most if runtime.batchable else 1, quick=True)
     except InferenceFailed:
         return 0
 

@@ -17,7 +17,7 @@ from models.errors import FocalserveError
 from service import oip, routes
 from service.begun import Begin, Outcome
 from service.errors import BadHeaders, HeadersTooLarge, status_of
-from service.exchange import WHOLE, Call, Reply, WholeRequest
+from service.exchange import Call, Reply, WholeRequest
 from service.failures import failure_reply
 from service.sealed import Sealed, marks, packed, seal, takes_long_to_pack
 from service.state import ServiceState
@@ -33,7 +33,7 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 Handler = Callable[[ServiceState, Call], Awaitable[Reply]]
 HOT: dict[tuple[str, str], Handler] = {("POST", "/predict"): routes.predict, ("POST", "/loss"): routes.loss}
 AT_ONCE: dict[Handler, Begin] = {routes.predict: routes.begin_predict, oip.answer: oip.begin}
-"""What answers small requests for quick nets without a task."""
+"""What answers requests of one item without a task."""
 
 
 class Client(Protocol):
@@ -170,7 +170,7 @@ class Front:
             Whether it will be answered; where not, nothing was done, and `answer` does it.
         """
         begin = AT_ONCE.get(handler)
-        if begin is None or len(request.body) > min(WHOLE, self.most_body):
+        if begin is None or len(request.body) > self.most_body:
             return False
         start = time.perf_counter()
         call, request_id = self._begin(scope, request.receive)

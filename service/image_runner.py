@@ -14,7 +14,7 @@ from service.detector import Wish
 from service.errors import NotReady
 from service.exchange import Call
 from service.helpers import Helpers
-from service.items import Look, Part
+from service.items import Look, Part, Picture, Undecoded
 from service.many import submit_all, submit_later, submit_stream
 from service.predictions import work_out
 from service.served import Served
@@ -59,12 +59,15 @@ class ImageRunner:
         batcher.holders += 1
         try:
             if len(images) == 1:
-                item = await self.decoder.one(images[0], card, served.observer)
+                item = await self._picture(images[0], served, card)
                 if isinstance(item, Exception):
                     return [item]
-                return [await _settled(batcher.submit(item if wish is None else Look(item, wish), lambda: call.gone))]
+                return [await _settled(batcher.submit(_look(item, wish), lambda: call.gone))]
             if served.part:
                 return await self._run_parts(served, card, images, call)
+            if served.decodes:
+                items = [self.item(image, wish) for image in images]
+                return await submit_all(batcher, items, lambda: call.gone)
             decoded = self.decoder.many(images, card, served.observer)
             return await submit_stream(batcher, _looks(decoded, wish) if wish else decoded, lambda: call.gone)
         finally:
@@ -125,11 +128,10 @@ class ImageRunner:
 
         async def one(image: Encoded) -> Timed | Exception:
             async with places:
-                item = await self.decoder.one(image, card, served.observer)
+                item = await self._picture(image, served, card)
                 if isinstance(item, Exception):
                     return item
-                wanted = item if wish is None else Look(item, wish)
-                return await _failed(submit_later(served.batcher, wanted, gone))
+                return await _failed(submit_later(served.batcher, _look(item, wish), gone))
 
         served.batcher.holders += 1
         tasks = [asyncio.ensure_future(one(image)) for image in images]
@@ -150,6 +152,20 @@ class ImageRunner:
         """
         await served.batcher.room(served.batcher.share)
         return await served.batcher.submit(Part(images, self._limits))
+
+    def item(self, image: Encoded, wish: Wish | None) -> Picture | Look:
+        """An image as the batcher of a model that decodes takes it."""
+        return _look(Undecoded(image, self._limits), wish)
+
+    async def _picture(self, image: Encoded, served: Served, card: ModelCard) -> Picture | Exception:
+        """What the batcher takes of an image, or what is wrong with it."""
+        if served.decodes:
+            return Undecoded(image, self._limits)
+        return await self.decoder.one(image, card, served.observer)
+
+
+def _look(picture: Picture, wish: Wish | None) -> Picture | Look:
+    return picture if wish is None else Look(picture, wish)
 
 
 async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> AsyncGenerator[Look | Exception]:

@@ -1,7 +1,7 @@
 """What a model's batcher takes, and how a batch of it is run: pictures, decoded or not yet, and tensors as they are."""
 
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -13,7 +13,7 @@ from models.card import ModelCard
 from models.fit import Fitted, Pixels
 from models.image import ImageLimits
 from service.batch import THREADED
-from service.decoding import Decoded, Encoded, decode_all
+from service.decoding import Decoded, Encoded, decode
 from service.detector import Wish
 from service.metrics import ModelObserver
 from service.runtime import Runtime
@@ -47,8 +47,21 @@ class Part:
     limits: ImageLimits
 
 
-Picture = Decoded | Pixels
-"""A picture that was decoded, here or by the client."""
+@dataclass(frozen=True, slots=True)
+class Undecoded:
+    """A picture that the thread that runs it decodes.
+
+    Attributes:
+        image: encoded.
+        limits: of it.
+    """
+
+    image: Encoded
+    limits: ImageLimits
+
+
+Picture = Decoded | Undecoded | Pixels
+"""A picture: decoded here, not yet, or by the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,7 @@ class Look:
     """A picture for a detector.
 
     Attributes:
-        picture: decoded.
+        picture: to be looked at.
         wish: what is wanted of it.
     """
 
@@ -105,37 +118,47 @@ def ran(weight: int, result: Any) -> int:
     return sum(not isinstance(one, Exception) for one in result) if isinstance(result, list) else weight
 
 
-def run_pictures(pictures: Sequence[Picture], observer: ModelObserver, infer: Infer[Answer]) -> Rows[Answer]:
+def run_pictures(
+    pictures: Iterable[Picture], card: ModelCard, observer: ModelObserver, infer: Infer[Answer]
+) -> Rows[Answer]:
     """A row or an error for each picture.
 
     Args:
-        pictures: at least one.
+        pictures: to be run.
+        card: of the model.
         observer: metrics of the model.
-        infer: runs what was decoded.
+        infer: runs what was decoded, where anything was.
     """
-    decoded = [_as_it_is(one) if isinstance(one, np.ndarray) else one for one in pictures]
+    found = [_decoded(one, card, observer) for one in pictures]
+    decoded = [one for one in found if isinstance(one, Decoded)]
+    if not decoded:
+        return [one for one in found if isinstance(one, Exception)]
     start = perf_counter()
     answers = infer([one.fitted for one in decoded])
     inferred = perf_counter() - start
     observer.inferred(inferred)
-    return [
-        answer if isinstance(answer, Exception) else Row(answer, one.seconds, inferred)
-        for answer, one in zip(answers, decoded, strict=True)
-    ]
+    rows = iter([_row(answer, one, inferred) for answer, one in zip(answers, decoded, strict=True)])
+    return [one if isinstance(one, Exception) else next(rows) for one in found]
 
 
 def run_part(part: Part, card: ModelCard, observer: ModelObserver, infer: Infer[Answer]) -> Rows[Answer]:
     """A row or an error for each picture of a part; the other arguments are those of `run_pictures`."""
-    found = decode_all(part.images, card, part.limits)
-    decoded = [one for one in found if isinstance(one, Decoded)]
-    for one in decoded:
-        observer.decoded(one.seconds)
-    rows = iter(run_pictures(decoded, observer, infer) if decoded else ())
-    return [one if isinstance(one, Exception) else next(rows) for one in found]
+    return run_pictures([Undecoded(image, part.limits) for image in part.images], card, observer, infer)
 
 
-def _as_it_is(pixels: Pixels) -> Decoded:
-    return Decoded(Fitted(pixels, (1.0, 1.0), (0.0, 0.0), (pixels.shape[1], pixels.shape[0])), 0.0)
+def _decoded(picture: Picture, card: ModelCard, observer: ModelObserver) -> Decoded | Exception:
+    if isinstance(picture, np.ndarray):
+        return Decoded(Fitted(picture, (1.0, 1.0), (0.0, 0.0), (picture.shape[1], picture.shape[0])), 0.0)
+    if isinstance(picture, Decoded):
+        return picture
+    found = decode(picture.image, card, picture.limits)
+    if isinstance(found, Decoded):
+        observer.decoded(found.seconds)
+    return found
+
+
+def _row(answer: Answer | Exception, picture: Decoded, inferred: float) -> Row[Answer] | Exception:
+    return answer if isinstance(answer, Exception) else Row(answer, picture.seconds, inferred)
 
 
 def stack(pictures: Sequence[Fitted]) -> Pixels:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from models.bundle import CARD_FILE, GRAPH_FILE, Bundle, read_bundle
@@ -14,7 +15,7 @@ from service.metrics import Metrics
 from service.runtime import CPU, Device, Runtime
 from service.served import Bundled, Lanes, Served, serve_bundle, serve_graph
 from service.settings import Settings, usable_cores
-from service.warm_up import batch_size, pays_beside, seconds_beside
+from service.warm_up import batch_size, pays_beside, side_by_side
 
 LABELS_FILE = "labels.json"
 Build = Callable[[Settings, Metrics], Served]
@@ -24,7 +25,7 @@ def prepare(path: Path, settings: Settings) -> Build:
     """Reads, checks and warms up one version, off the event loop; what is left is to start its batcher."""
     if (path / CARD_FILE).exists():
         engine, narrow = open_pair(path, settings.device, settings.threads)
-        batch = batch_size(engine.seconds, settings.max_batch, engine.quick)
+        batch = batch_size(engine.blank, settings.max_batch, engine.quick)
         lanes = None if narrow is None else _lanes(engine, batch, narrow, settings)
         return lambda settings, metrics: serve_bundle(engine, batch, lanes, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
@@ -41,10 +42,11 @@ def _lanes(engine: Bundled, batch: int, narrow: Bundled, settings: Settings) -> 
     count = settings.runs or settings.threads or usable_cores()
     if count == 1:
         return None
-    seconds = seconds_beside(narrow.blank, count)
-    own = batch_size(seconds, batch, quick=False)
-    if settings.runs == 0 and not pays_beside(engine.seconds(batch) / batch, seconds(own) / own):
-        return None
+    with ThreadPoolExecutor(count) as pool:
+        beside = side_by_side(pool, narrow.blank, count)
+        own = batch_size(beside, batch, quick=False)
+        if settings.runs == 0 and not pays_beside(engine.blank(batch), beside(own), batch / (own * count)):
+            return None
     return Lanes(narrow, count, own)
 
 

@@ -57,7 +57,7 @@ def begin_infer(state: ServiceState, call: Call, body: bytes, name: str, version
     """`infer` of one picture, or of tensors, for a model that runs in the event loop."""
     start = perf_counter()
     served = None if name == loss_model.NAME else state.served(name, version)
-    if served is None or not served.quick:
+    if served is None or not served.quick or len(body) >= _LONG_BODY:
         return None
     sums = served.observer.sums
     try:

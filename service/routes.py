@@ -26,6 +26,7 @@ from service.decoding import Encoded
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest
 from service.exchange import Call, Reply
 from service.forms import Form, FormFile, parse_form
+from service.items import Look, Picture
 from service.loss_item import LossItem
 from service.predictions import predict_items
 from service.schemas import LossOptions, LossRequest, PredictOptions, PredictRequest
@@ -52,22 +53,25 @@ async def predict(state: ServiceState, call: Call) -> Reply:
 
 
 def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
-    """`predict` of one small image, sent as it is, by a classifier that runs in the event loop."""
+    """`predict` of one image, sent as it is, that needs no thread but the model's own."""
     start = perf_counter()
     if media_type(call.header(b"content-type"), body) != "image":
         return None
     options = _image_options(call)
     served, card = state.with_card(options.model)
-    if not served.quick or wish_of(card, options) is not None:
-        return None
-    picture = state.images.decoder.at_once(body, card, served.observer)
-    if picture is None:
+    wish = wish_of(card, options)
+    item: Picture | Look | None = None
+    if served.decodes:
+        item = state.images.item(body, wish)
+    elif served.quick and wish is None:
+        item = state.images.decoder.at_once(body, card, served.observer)
+    if item is None:
         return None
 
     def finish(outcome: Outcome) -> Reply:
         return _predicted(call, served, card, [outcome], [None], options, start)
 
-    return Begun(served.batcher, picture, finish)
+    return Begun(served.batcher, item, finish)
 
 
 def _predicted(

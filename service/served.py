@@ -57,6 +57,7 @@ class Served:
         observer: its metrics.
         part: how many pictures of a request its threads decode and run in one go; 0: they take decoded ones alone.
         quick: whether it runs in the event loop.
+        decodes: whether the thread that runs a picture decodes it: with a run for each core others would take turns.
         how: batches and runs at a time, in words.
     """
 
@@ -69,6 +70,7 @@ class Served:
     observer: ModelObserver
     part: int
     quick: bool
+    decodes: bool
     how: str
 
     @property
@@ -107,11 +109,11 @@ def serve_bundle(
 
         if isinstance(items[0], Part):
             return [run_part(part, card, observer, infer) for part in items]
-        return run_pictures(items, observer, predict)
+        return run_pictures(items, card, observer, predict)
 
     def detect(engine: DetectorEngine, items: list[Look]) -> Sequence[Any]:
         pictures = [item.picture for item in items]
-        return run_pictures(pictures, observer, lambda fitted: engine.run(fitted, items[0].wish))
+        return run_pictures(pictures, card, observer, lambda fitted: engine.run(fitted, items[0].wish))
 
     def run_of(engine: Bundled) -> Run:
         return partial(detect, engine) if isinstance(engine, DetectorEngine) else partial(classify, engine)
@@ -122,7 +124,7 @@ def serve_bundle(
         ways = _Ways(run, max_batch, max_batch, beside, _QUICK_PART)
     elif lanes is not None:
         beside = Beside(run_of(lanes.engine), lanes.count, lanes.max_batch)
-        ways = _Ways(run, max_batch, 0, beside)
+        ways = _Ways(run, max_batch, 0, beside, decodes=True)
     else:
         ways = _Ways(run, max_batch, 0)
     return _start(card.name, card.version, engine.runtime, card, ways, settings, observer)
@@ -151,6 +153,7 @@ class _Ways:
     inline: int
     beside: Beside | None = None
     part: int = 0
+    decodes: bool = False
 
     def __str__(self) -> str:
         where = " in the event loop" if self.inline else ""
@@ -184,7 +187,8 @@ def _start(
     )
     batcher.start()
     observer.watch(_depth_of(batcher))
-    return Served(name, version, runtime, card, batcher, executor, observer, ways.part, ways.inline > 0, str(ways))
+    how = ways.part, ways.inline > 0, ways.decodes, str(ways)
+    return Served(name, version, runtime, card, batcher, executor, observer, *how)
 
 
 def _depth_of(batcher: Batcher) -> Callable[[], int]:

@@ -73,7 +73,9 @@ class Settings(BaseSettings):
         "0: as many as `threads` where that was no slower when it was loaded, 1: one at a time on all threads",
     )
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0, description="threads that decode images; 0: the cores this process may use"
+        0,
+        description="threads that decode images for models that do not run side by side, which decode their own; "
+        "0: the cores this process may use",
     )
     workers: Annotated[int, Field(ge=0, le=64)] = Field(
         0,

@@ -1,4 +1,4 @@
-"""Small requests for quick nets are answered without a task, say what they say the long way, and share batches."""
+"""Requests of one item are answered without a task, say what they say the long way, and share batches."""
 
 import asyncio
 import gzip
@@ -107,7 +107,7 @@ async def site(settings: Settings) -> AsyncGenerator[Site]:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """The linear model, and its graph without a card as `graph`, both quick; `slow` is not."""
+    """The linear model, and its graph without a card as `graph`, both quick; `slow` runs in threads."""
     write_linear(tmp_path, ["a", "b", "c"])
     write_linear(tmp_path, ["a", "b", "c"], rounds=1000, name="slow")
     weights = linear_weights(3)
@@ -136,6 +136,9 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "encoded": ("/v2/models/linear/infer", tensor("image", "BYTES", [1], [b64(IMAGE)]), {}),
     "graph": ("/v2/models/graph/infer", tensor("pixels", "FP32", list(FLOATS.shape), FLOATS.ravel().tolist()), {}),
     "graph, binary": ("/v2/models/graph/infer", *binary(FLOATS, "pixels", "FP32")),
+    "image for a net in threads": ("/predict?model=slow&top_k=2", IMAGE, {"content_type": "image/png"}),
+    "large image for a net in threads": ("/predict?model=slow", png(noise(300, 300)), {}),
+    "no picture for a net in threads": ("/predict?model=slow", IMAGE[:60], {"content_type": "image/png"}),
     "no picture": ("/predict?model=linear", IMAGE[:60], {"content_type": "image/png"}),
     "no option": ("/predict?model=linear&topk=2", IMAGE, {}),
     "no model": ("/predict?model=none", IMAGE, {}),
@@ -154,7 +157,7 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_the_short_way_says_what_the_long_one_says(models: Path, name: str) -> None:
     path, body, headers = REQUESTS[name]
-    async with site(settings_of(models=models)) as server:
+    async with site(settings_of(models=models, runs=2)) as server:
         short = await server.answer(path, body, **headers)
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         long = await server.http.post(path, content=body, headers={"content-type": "", "accept-encoding": "", **named})
@@ -199,7 +202,7 @@ async def test_the_short_way_says_what_the_long_one_says(models: Path, name: str
 async def test_what_takes_longer_goes_the_long_way(
     models: Path, path: str, body: bytes, headers: dict[str, str]
 ) -> None:
-    async with site(settings_of(models=models)) as server:
+    async with site(settings_of(models=models, runs=1)) as server:
         reader = Reader()
         assert server.ask(path, body, reader, **headers) is None
         await asyncio.sleep(0.05)

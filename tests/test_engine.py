@@ -53,8 +53,8 @@ def test_logits_are_those_of_the_graph() -> None:
     images = pictures(5, SIZE)
     np.testing.assert_allclose(engine.run(images), linear_logits(images, WEIGHTS), rtol=1e-4, atol=1e-3)
     assert engine.run(images).dtype == np.float32
-    assert batch_size(engine.seconds, 1, engine.quick) == 1
-    assert 1 <= batch_size(engine.seconds, 8, engine.quick) <= 8
+    assert batch_size(engine.blank, 1, engine.quick) == 1
+    assert 1 <= batch_size(engine.blank, 8, engine.quick) <= 8
 
 
 @pytest.mark.parametrize("size", [1, 8, 32])

@@ -10,7 +10,7 @@ import pytest
 from models.errors import UndecodableImage
 from models.image import DEFAULT_LIMITS
 from service import items
-from service.decoding import Decoded, decode_all
+from service.decoding import Decoded, decode
 from service.items import Part, Row, ran, run_part
 from service.metrics import Metrics
 from tests.serving import (
@@ -70,18 +70,43 @@ async def test_many_pictures_are_answered_and_counted_each(tmp_path: Path, threa
         assert scored["loss"]["count"] == 147
 
 
-async def test_a_quick_net_decodes_many_pictures_in_its_own_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads that decode a picture each."""
     names: list[str] = []
 
-    def watched(*arguments: Any) -> list[Decoded | Exception]:
+    def watched(*arguments: Any) -> Decoded | Exception:
         names.append(threading.current_thread().name)
-        return decode_all(*arguments)
+        return decode(*arguments)
 
-    monkeypatch.setattr(items, "decode_all", watched)
+    monkeypatch.setattr(items, "decode", watched)
+    return names
+
+
+async def test_a_quick_net_decodes_many_pictures_in_its_own_threads(tmp_path: Path, decoding: list[str]) -> None:
     write_linear(tmp_path)
     files = [("file", (f"{n}", file, "image/png")) for n, file in enumerate(FILES)]
     async with running(settings_of(models=tmp_path, device="cpu", threads=1)) as http:
         assert (await http.post("/predict", files=files)).status_code == 200
-    assert len(names) == 3 and all(name.startswith("infer-linear") for name in names)
+    assert len(decoding) == 150 and all(name.startswith("infer-linear") for name in decoding)
+
+
+async def test_with_runs_side_by_side_the_thread_that_runs_a_picture_decodes_it(
+    tmp_path: Path, decoding: list[str]
+) -> None:
+    write_linear(tmp_path)
+    best = linear_logits(PICTURES, linear_weights(3)).argmax(axis=1)
+    async with running(settings_of(models=tmp_path, device="cpu", threads=2, runs=2)) as http:
+        alone = [await http.post("/predict", content=file, headers={"content-type": "image/png"}) for file in FILES[:3]]
+        assert [one.json()["predictions"][0]["label"] for one in alone] == ["abc"[k] for k in best[:3]]
+        assert all("decode;dur=" in one.headers["server-timing"] for one in alone)
+        broken = await http.post("/predict", content=BROKEN[70], headers={"content-type": "image/png"})
+        assert broken.status_code == 422 and "damaged or cut off" in broken.json()["detail"]
+        files = [("file", (f"{n}", file, "image/png")) for n, file in enumerate(FILES)]
+        many = await http.post("/predict", files=files)
+        assert [one["label"] for one in many.json()["predictions"]] == ["abc"[k] for k in best]
+        (stats,) = (await http.get("/v2/models/linear/stats")).json()["model_stats"]
+        assert stats["inference_count"] == 153
+        text = (await http.get("/metrics")).text
+        assert 'focalserve_stage_seconds_count{model="linear",stage="decode"} 153.0' in text
+    assert len(decoding) == 154 and all(name.startswith("infer-linear") for name in decoding)

@@ -3,10 +3,52 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from service.warm_up import QUICK, batch_size, best_seconds, pays_beside, seconds_beside
+from service import warm_up
+from service.warm_up import QUICK, batch_size, best_seconds, pays_beside, side_by_side
+
+
+class Clock:
+    """The time by which runs are measured; a run only moves it on.
+
+    Args:
+        seconds: of a batch of a size.
+        slowed: what the nth run takes the longer by.
+    """
+
+    def __init__(self, seconds: Callable[[int], float], slowed: Callable[[int], float] = lambda _: 1.0) -> None:
+        self._seconds, self._slowed = seconds, slowed
+        self._now, self._runs = 0.0, 0
+        self.asked: list[int] = []
+
+    def perf_counter(self) -> float:
+        """The time."""
+        return self._now
+
+    def blank(self, size: int) -> Callable[[], object]:
+        """The run of a batch."""
+        self.asked.append(size)
+        return lambda: self._run(size)
+
+    def _run(self, size: int) -> None:
+        self._now += self._seconds(size) * self._slowed(self._runs)
+        self._runs += 1
+
+
+@pytest.fixture
+def clock_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
+    """A clock that `warm_up` reads."""
+
+    def clock(*arguments: Any) -> Clock:
+        found = Clock(*arguments)
+        monkeypatch.setattr(warm_up, "time", found)
+        return found
+
+    return clock
 
 
 def linear(start: float, each: float) -> Callable[[int], float]:
@@ -23,47 +65,42 @@ def linear(start: float, each: float) -> Callable[[int], float]:
         (linear(1.0, 0.0), 32),
     ],
 )
-def test_a_slow_net_takes_as_many_as_pay(seconds: Callable[[int], float], size: int) -> None:
-    assert batch_size(seconds, 32, quick=False) == size
+def test_a_slow_net_takes_as_many_as_pay(
+    clock_of: Callable[..., Clock], seconds: Callable[[int], float], size: int
+) -> None:
+    assert batch_size(clock_of(seconds).blank, 32, quick=False) == size
 
 
-@pytest.mark.parametrize("disturbed", [2, 4, 8, 16])
-def test_one_disturbed_measurement_does_not_end_the_search(disturbed: int) -> None:
-    quiet = linear(0.02, 0.001)
-    assert batch_size(lambda size: quiet(size) * (3.0 if size == disturbed else 1.0), 32, quick=False) == 32
+@pytest.mark.parametrize("first", range(12))
+@pytest.mark.parametrize("many", [1, 2, 4])
+def test_a_slow_while_decides_nothing(clock_of: Callable[..., Clock], first: int, many: int) -> None:
+    def slowed(run: int) -> float:
+        return 3.0 if first <= run < first + many else 1.0
+
+    assert batch_size(clock_of(linear(0.0, 0.02), slowed).blank, 32, quick=False) == 1
+    assert batch_size(clock_of(linear(0.02, 0.001), slowed).blank, 32, quick=False) == 32
+    for alone, pays in ((0.01, True), (0.0085, False)):
+        clock = clock_of(lambda size, alone=alone: alone if size == 1 else 0.02, slowed)
+        assert pays_beside(clock.blank(1), clock.blank(2), 0.5) is pays
 
 
-@pytest.mark.parametrize("disturbed", [1, 2, 4])
-def test_a_disturbed_measurement_of_few_does_not_make_many_pay(disturbed: int) -> None:
-    asked: list[int] = []
-
-    def seconds(size: int) -> float:
-        asked.append(size)
-        return 0.02 * size * (3.0 if size == disturbed and asked.count(size) == 1 else 1.0)
-
-    assert batch_size(seconds, 32, quick=False) == 1
+def test_the_search_ends_where_two_sizes_in_turn_do_not_pay(clock_of: Callable[..., Clock]) -> None:
+    clock = clock_of(linear(0.0, 0.02))
+    assert batch_size(clock.blank, 1024, quick=False) == 1
+    assert max(clock.asked) == 4
 
 
-def test_the_search_ends_where_two_sizes_in_turn_do_not_pay() -> None:
-    asked: list[int] = []
-
-    def seconds(size: int) -> float:
-        asked.append(size)
-        return 0.02 * size
-
-    assert batch_size(seconds, 1024, quick=False) == 1
-    assert asked == [1, 2, 4]
+@pytest.mark.parametrize(("each", "size"), [(QUICK / 100, 64), (QUICK / 20, 16), (QUICK / 1.5, 1), (QUICK / 1e3, 256)])
+def test_a_quick_net_takes_what_a_millisecond_has_room_for(
+    clock_of: Callable[..., Clock], each: float, size: int
+) -> None:
+    assert batch_size(clock_of(linear(0.0, each)).blank, 256, quick=True) == size
 
 
-@pytest.mark.parametrize(("each", "size"), [(QUICK / 100, 64), (QUICK / 20, 16), (QUICK / 1.5, 1), (QUICK / 1e6, 256)])
-def test_a_quick_net_takes_what_a_millisecond_has_room_for(each: float, size: int) -> None:
-    assert batch_size(linear(0.0, each), 256, quick=True) == size
-
-
-def test_never_more_than_allowed() -> None:
-    assert batch_size(linear(1.0, 0.0), 5, quick=False) == 4
-    assert batch_size(linear(0.0, 0.0), 5, quick=True) == 4
-    assert batch_size(linear(0.0, 0.0), 1, quick=True) == batch_size(linear(1.0, 0.0), 1, quick=False) == 1
+def test_never_more_than_allowed(clock_of: Callable[..., Clock]) -> None:
+    for most, size in ((5, 4), (1, 1)):
+        assert batch_size(clock_of(linear(1.0, 0.0)).blank, most, quick=False) == size
+        assert batch_size(clock_of(linear(QUICK / 10, 0.0)).blank, most, quick=True) == size
 
 
 def test_the_best_of_several_runs_counts() -> None:
@@ -79,8 +116,12 @@ def test_the_best_of_several_runs_counts() -> None:
 
 
 @pytest.mark.parametrize(("beside", "pays"), [(0.5, True), (1.0, True), (1.05, True), (1.2, False)])
-def test_runs_side_by_side_pay_where_they_are_no_slower(beside: float, pays: bool) -> None:
-    assert pays_beside(1.0, beside) is pays
+@pytest.mark.parametrize(("images", "share"), [(1, 1.0), (4, 0.25)])
+def test_runs_side_by_side_pay_where_they_are_no_slower(
+    clock_of: Callable[..., Clock], beside: float, pays: bool, images: int, share: float
+) -> None:
+    clock = clock_of(lambda size: 1.0 if size == 1 else beside * images)
+    assert pays_beside(clock.blank(1), clock.blank(2), share) is pays
 
 
 def test_runs_side_by_side_are_timed_together() -> None:
@@ -89,8 +130,8 @@ def test_runs_side_by_side_are_timed_together() -> None:
 
     def blank(size: int) -> Callable[[], object]:
         sizes.append(size)
-        return lambda: time.sleep(0.02 * (met.wait(5) >= 0))
+        return lambda: met.wait(5)
 
-    taken = seconds_beside(blank, 3)(4)
+    with ThreadPoolExecutor(3) as pool:
+        side_by_side(pool, blank, 3)(4)()
     assert sizes == [4]
-    assert taken >= 0.02 / 3
