@@ -25,8 +25,10 @@ def tell(call: Call, reply: Reply, start: float, encoding: float, timed: Sequenc
     parts = b""
     if timed:
         slowest = timed[0] if len(timed) == 1 else max(timed, key=lambda one: one.queued)
-        queued, began, ran = slowest.queued, slowest.began, slowest.ran
-        call.stages += [("queue", began - queued, began), ("infer", began, began + ran)]
+        queued, began, ended = slowest.queued, slowest.began, slowest.began + slowest.ran
+        # What decoded in its own thread did so first.
+        infer = ended - slowest.result.inferred if isinstance(slowest.result, Row) else began
+        call.stages += [("queue", began - queued, began), ("infer", infer, ended)]
         rows = [one.result for one in timed if isinstance(one.result, Row)]
         if rows:
             decoded, inferred = max([row.decoded for row in rows]), max([row.inferred for row in rows])
