@@ -83,6 +83,11 @@ class Batcher:
         return self._depth
 
     @property
+    def load(self) -> int:
+        """Weight that waits or runs in threads."""
+        return self._depth + sum([waiting.weight for batch in self._flying.values() for waiting in batch])
+
+    @property
     def alive(self) -> bool:
         """Whether the task that runs batches works."""
         return self._task is not None and not self._task.done()

@@ -65,7 +65,7 @@ class ImageRunner:
                 return [await _settled(batcher.submit(_look(item, wish), lambda: call.gone))]
             if served.part:
                 return await self._run_parts(served, card, images, call)
-            if served.decodes:
+            if served.decodes(len(images)):
                 items = [self.item(image, wish) for image in images]
                 return await submit_all(batcher, items, lambda: call.gone)
             decoded = self.decoder.many(images, card, served.observer)
@@ -154,12 +154,12 @@ class ImageRunner:
         return await served.batcher.submit(Part(images, self._limits))
 
     def item(self, image: Encoded, wish: Wish | None) -> Picture | Look:
-        """An image as the batcher of a model that decodes takes it."""
+        """An image as the batcher of a model whose threads decode takes it."""
         return _look(Undecoded(image, self._limits), wish)
 
     async def _picture(self, image: Encoded, served: Served, card: ModelCard) -> Picture | Exception:
         """What the batcher takes of an image, or what is wrong with it."""
-        if served.decodes:
+        if served.decodes(1):
             return Undecoded(image, self._limits)
         return await self.decoder.one(image, card, served.observer)
 

@@ -53,7 +53,7 @@ async def predict(state: ServiceState, call: Call) -> Reply:
 
 
 def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
-    """`predict` of one image, sent as it is, that needs no thread but the model's own."""
+    """`predict` of one image, sent as it is, that needs no thread, or none but the model's own."""
     start = perf_counter()
     if media_type(call.header(b"content-type"), body) != "image":
         return None
@@ -61,7 +61,7 @@ def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
     served, card = state.with_card(options.model)
     wish = wish_of(card, options)
     item: Picture | Look | None = None
-    if served.decodes:
+    if served.decodes(1):
         item = state.images.item(body, wish)
     elif served.quick and wish is None:
         item = state.images.decoder.at_once(body, card, served.observer)

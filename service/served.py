@@ -57,7 +57,7 @@ class Served:
         observer: its metrics.
         part: how many pictures of a request its threads decode and run in one go; 0: they take decoded ones alone.
         quick: whether it runs in the event loop.
-        decodes: whether the thread that runs a picture decodes it: with a run for each core others would take turns.
+        lanes: runs side by side, one for each core; 0: it has no such way.
         how: batches and runs at a time, in words.
     """
 
@@ -70,13 +70,20 @@ class Served:
     observer: ModelObserver
     part: int
     quick: bool
-    decodes: bool
+    lanes: int
     how: str
 
     @property
     def device(self) -> DeviceReport:
         """What runs it."""
         return self.runtime.device
+
+    def decodes(self, pictures: int) -> bool:
+        """Whether the threads that run so many more pictures should decode them: all cores are at work with them then.
+
+        With fewer the cores that are free decode them sooner.
+        """
+        return 0 < self.lanes <= self.batcher.load + pictures
 
     def shutdown(self, wait: bool) -> None:
         """Ends the batcher's threads."""
@@ -124,7 +131,7 @@ def serve_bundle(
         ways = _Ways(run, max_batch, max_batch, beside, _QUICK_PART)
     elif lanes is not None:
         beside = Beside(run_of(lanes.engine), lanes.count, lanes.max_batch)
-        ways = _Ways(run, max_batch, 0, beside, decodes=True)
+        ways = _Ways(run, max_batch, 0, beside, lanes=lanes.count)
     else:
         ways = _Ways(run, max_batch, 0)
     return _start(card.name, card.version, engine.runtime, card, ways, settings, observer)
@@ -153,7 +160,7 @@ class _Ways:
     inline: int
     beside: Beside | None = None
     part: int = 0
-    decodes: bool = False
+    lanes: int = 0
 
     def __str__(self) -> str:
         where = " in the event loop" if self.inline else ""
@@ -187,7 +194,7 @@ def _start(
     )
     batcher.start()
     observer.watch(_depth_of(batcher))
-    how = ways.part, ways.inline > 0, ways.decodes, str(ways)
+    how = ways.part, ways.inline > 0, ways.lanes, str(ways)
     return Served(name, version, runtime, card, batcher, executor, observer, *how)
 
 

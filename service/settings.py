@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
     decode_threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0,
-        description="threads that decode images for models that do not run side by side, which decode their own; "
+        description="threads that decode images; runs side by side do it themselves while all of them have work; "
         "0: the cores this process may use",
     )
     workers: Annotated[int, Field(ge=0, le=64)] = Field(

@@ -136,9 +136,6 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "encoded": ("/v2/models/linear/infer", tensor("image", "BYTES", [1], [b64(IMAGE)]), {}),
     "graph": ("/v2/models/graph/infer", tensor("pixels", "FP32", list(FLOATS.shape), FLOATS.ravel().tolist()), {}),
     "graph, binary": ("/v2/models/graph/infer", *binary(FLOATS, "pixels", "FP32")),
-    "image for a net in threads": ("/predict?model=slow&top_k=2", IMAGE, {"content_type": "image/png"}),
-    "large image for a net in threads": ("/predict?model=slow", png(noise(300, 300)), {}),
-    "no picture for a net in threads": ("/predict?model=slow", IMAGE[:60], {"content_type": "image/png"}),
     "no picture": ("/predict?model=linear", IMAGE[:60], {"content_type": "image/png"}),
     "no option": ("/predict?model=linear&topk=2", IMAGE, {}),
     "no model": ("/predict?model=none", IMAGE, {}),
@@ -157,7 +154,7 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_the_short_way_says_what_the_long_one_says(models: Path, name: str) -> None:
     path, body, headers = REQUESTS[name]
-    async with site(settings_of(models=models, runs=2)) as server:
+    async with site(settings_of(models=models)) as server:
         short = await server.answer(path, body, **headers)
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         long = await server.http.post(path, content=body, headers={"content-type": "", "accept-encoding": "", **named})
@@ -183,6 +180,24 @@ async def test_the_short_way_says_what_the_long_one_says(models: Path, name: str
         (counts,) = (one for one in statistics["model_stats"] if one["name"] == path.split("/")[3])
         kind = "success" if short.status == 200 else "fail"
         assert counts["inference_stats"][kind]["count"] == 2
+
+
+@pytest.mark.parametrize("image", [IMAGE, png(noise(300, 300)), IMAGE[:60]], ids=["small", "large", "broken"])
+async def test_a_picture_for_threads_that_are_busy_goes_the_short_way(models: Path, image: bytes) -> None:
+    files = [("file", (f"{n}", IMAGE, "image/png")) for n in range(100)]
+    async with site(settings_of(models=models, runs=2)) as server:
+        served = server.state.catalog.get("slow")
+        assert server.ask("/predict?model=slow", image, Reader()) is None
+        busy = asyncio.ensure_future(server.http.post("/loss?model=slow", files=files, data={"label": ["a"] * 100}))
+        while served.batcher.load < 50:
+            await asyncio.sleep(0.001)
+        short = await server.answer("/predict?model=slow", image)
+        assert (await busy).json()["loss"]["count"] == 100
+        long = await server.http.post("/predict?model=slow", content=image, headers={"content-type": ""})
+        assert short.status == long.status_code == (422 if len(image) == 60 else 200)
+        said, want = json.loads(short.body), long.json()
+        own = {"request_id": "", "instance": ""}
+        assert {**said, **own} == {**want, **own}
 
 
 @pytest.mark.parametrize(
