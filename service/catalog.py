@@ -10,6 +10,7 @@ from pathlib import Path
 from models.bundle import version_key
 from models.errors import BundleError
 from service.errors import Conflict, NotFound, NotReady
+from service.memory import give_back
 from service.metrics import Metrics
 from service.model_folder import LABELS_FILE, find_models, prepare, read_labels
 from service.served import Served
@@ -202,6 +203,7 @@ class Catalog:
             for served in entry.versions.values():
                 await served.batcher.drain()
                 served.shutdown(wait=False)
+            await asyncio.to_thread(give_back)
 
         task = asyncio.create_task(drain(), name="retire")
         self._retired.add(task)
