@@ -5,7 +5,7 @@ what computing their loss takes. A body of known length needs no parser: the ker
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +33,9 @@ class ArrivingRequest(asyncio.BufferedProtocol):
         self._protocol = protocol
         self._filled = 0
         self._continues = continues
+        self.watch: Callable[[memoryview], int] | None = None
+        """Is shown the body while it comes, from its first byte; says with how many bytes it wants to see it again."""
+        self._shown_at = 0
         self.message_event = asyncio.Event()
         """uvicorn sets it when the client is gone."""
         self.more_body = True
@@ -75,10 +78,13 @@ class ArrivingRequest(asyncio.BufferedProtocol):
             self._protocol.finish_body()
             if self.response_complete:
                 self.forget()
+        elif self.watch is not None and self._filled >= self._shown_at:
+            self._shown_at = self.watch(self._memory[: self._filled])
 
     def forget(self) -> None:
         """The answer is there: the body goes, and the circle of references once nothing more of it can come."""
         self._memory = memoryview(b"")
+        self.watch = None
         if self.disconnected or not self.more_body:
             self._protocol = None
 

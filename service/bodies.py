@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -22,8 +22,13 @@ _BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _IMAGE_TYPES = {"image/jpeg": "JPEG", "image/jpg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP"}
 
 
-def media_type(content_type: str, body: bytes) -> str:
-    """`image`, `json` or `multipart`, by Content-Type or, where there is none, by the first bytes.
+def is_form(content_type: str) -> bool:
+    """Whether the body is multipart/form-data."""
+    return content_type.split(";", 1)[0].strip().lower() == "multipart/form-data"
+
+
+def media_type(content_type: str, body: bytes) -> Literal["image", "json"]:
+    """What a body is that is no form, by Content-Type or, where there is none, by the first bytes.
 
     Raises:
         UnsupportedMedia: anything else, or a picture of another format than declared.
@@ -31,8 +36,6 @@ def media_type(content_type: str, body: bytes) -> str:
     declared = content_type.split(";", 1)[0].strip().lower()
     if declared == "application/json" or (declared.startswith("application/") and declared.endswith("+json")):
         return "json"
-    if declared == "multipart/form-data":
-        return "multipart"
     found = sniff_format(body)
     if declared in _IMAGE_TYPES:
         if found is not None and found != _IMAGE_TYPES[declared]:

@@ -3,13 +3,15 @@
 import asyncio
 import io
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
+from service.arriving import ArrivingRequest
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, RequestTimeout, UnsupportedMedia
 
 JSON = b"application/json"
@@ -20,6 +22,8 @@ WHOLE = 1 << 16
 
 Buffer = bytes | memoryview
 """The bytes of a body."""
+Watch = Callable[[Buffer], int]
+"""Is shown a body from its first byte as far as it is there; says with how many bytes it wants to see it again."""
 Header = tuple[bytes, bytes]
 """A header's name, lower case, and its value."""
 Stage = tuple[str, float, float]
@@ -68,15 +72,25 @@ class WholeRequest:
         return {"type": "http.request", "body": self.body, "more_body": False}
 
 
+class Ahead(Protocol):
+    """What was begun for a request before all of it was there."""
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+
+
 class Call:
     """One request.
 
     Args:
         scope: of ASGI.
         receive: of ASGI.
+
+    Attributes:
+        ahead: what was begun before all of it was there; `close` ends it.
     """
 
-    __slots__ = ("_cycle", "_leaving", "_receive", "headers", "method", "path", "scope", "stages")
+    __slots__ = ("_cycle", "_leaving", "_receive", "ahead", "headers", "method", "path", "scope", "stages")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
@@ -84,6 +98,7 @@ class Call:
         self.path: str = scope["path"]
         self._receive = receive
         self.stages: list[Stage] = []
+        self.ahead: Ahead | None = None
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         # uvicorn's own view of the request, where it is uvicorn that runs us.
         self._cycle: Any = getattr(receive, "__self__", None)
@@ -101,9 +116,12 @@ class Call:
         return getattr(self._cycle, "disconnected", False)
 
     def close(self) -> None:
-        """Ends the watch for the client's leaving; the answer is there."""
+        """Ends the watch for the client's leaving, and what was begun; the answer is there."""
         if self._leaving is not None:
             self._leaving.cancel()
+        if self.ahead is not None:
+            self.ahead.cancel()
+            self.ahead = None
 
     def query(self) -> dict[str, str]:
         """The query's parameters.
@@ -138,8 +156,14 @@ class Call:
         """
         return bytes(await self.binary(most, timeout))
 
-    async def binary(self, most: int, timeout: float) -> Buffer:
-        """As `body`, for what is read as arrays: one that came in parts is where it was put (`service.arriving`)."""
+    async def binary(self, most: int, timeout: float, watch: Watch | None = None) -> Buffer:
+        """As `body`, without a copy: one that came in parts is where it was put (`service.arriving`).
+
+        Args:
+            most: as `body`.
+            timeout: as `body`.
+            watch: is shown the body while it comes, where it comes in parts and is not compressed.
+        """
         encoding = self.header(b"content-encoding").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise UnsupportedMedia("the content encoding is not accepted; gzip and identity are")
@@ -147,6 +171,8 @@ class Call:
         length = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
         if length > most:
             raise BodyTooLarge(f"the body has more than {most} bytes")
+        if watch is not None and encoding != "gzip" and isinstance(self._cycle, ArrivingRequest):
+            self._cycle.watch = watch
         data = await self._arrived(most, timeout)
         if length and len(data) > length:
             raise MalformedRequest("the body is longer than its Content-Length")

@@ -1,4 +1,4 @@
-"""multipart/form-data (RFC 7578) of a body that is all there: its parts are found by searching, not byte by byte."""
+"""multipart/form-data (RFC 7578): its parts are found by searching, not byte by byte, all at once or as they come."""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from python_multipart.multipart import parse_options_header
 
 from service.errors import BodyTooLarge, MalformedRequest
+from service.exchange import Buffer
 
 _LONGEST_HEAD, _LONGEST_BOUNDARY = 8192, 70
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00\r\n]*)")
@@ -29,44 +30,89 @@ class Form:
     fields: dict[str, list[str]]
 
 
-def parse_form(content_type: str, body: bytes, most: int) -> Form:
-    """The parts of a form; those with a file name are files.
+class FormReader:
+    """Reads a form.
 
     Args:
         content_type: of the request, with the boundary.
-        body: whole.
         most: files, and fields, that it may hold.
 
-    Raises:
-        MalformedRequest: it cannot be parsed, or ends before its closing boundary.
-        BodyTooLarge: more parts than allowed.
+    Attributes:
+        files: that are whole so far.
+        fields: likewise.
+        taken: bytes of the body that they have been read from.
     """
-    mark = b"--" + _boundary(content_type)
-    first, *parts = body.split(b"\r\n" + mark, 2 * most + 2)
-    if first.startswith(mark):
-        parts.insert(0, first[len(mark) :])
-    if len(parts) > 2 * most + 1:
-        raise _too_many(most)
-    files, fields, texts = list[FormFile](), dict[str, list[str]](), 0
-    heads = dict[bytes, tuple[str, str | None]]()
-    for part in parts:
-        head, blank, data = part.partition(b"\r\n\r\n")
-        known = heads.get(head)  # mostly the same few
-        if known is None or not blank:
-            if head.startswith(b"--"):  # what follows the end means nothing
-                if max(len(files), texts) > most:
-                    raise _too_many(most)
-                return Form(files, fields)
-            if not blank:
+
+    def __init__(self, content_type: str, most: int) -> None:
+        self.files: list[FormFile] = []
+        self.fields: dict[str, list[str]] = {}
+        self.taken = 0
+        self._content_type = content_type
+        self._most = most
+        self._mark = b""
+        self._texts = 0
+        self._ended = False
+        self._heads: dict[bytes, tuple[str, str | None]] = {}
+
+    def feed(self, body: Buffer) -> None:
+        """Reads the parts that are whole, those with a file name as files.
+
+        Args:
+            body: from its first byte as far as it is there.
+
+        Raises:
+            MalformedRequest: it cannot be parsed.
+            BodyTooLarge: more parts than allowed.
+        """
+        if self._ended:
+            return
+        self._mark = self._mark or b"--" + _boundary(self._content_type)
+        rest = bytes(body[self.taken :])
+        parts = rest.split(b"\r\n" + self._mark, 2 * self._most + 2)
+        if self.taken == 0:
+            first = parts.pop(0)
+            if first.startswith(self._mark):
+                parts.insert(0, first[len(self._mark) :])
+        if not parts:
+            return
+        last = parts.pop()
+        for part in parts:
+            if self._ended:  # what follows the end means nothing
                 break
-            known = heads[head] = _read_head(head)
+            self._add(part)
+        if max(len(self.files), self._texts) > self._most:
+            raise BodyTooLarge(f"more than {self._most} parts in one request")
+        self.taken = len(body) - len(last)
+
+    def finish(self, body: Buffer) -> Form:
+        """The form, once all of its body is there.
+
+        Raises:
+            MalformedRequest: it cannot be parsed, or ends before its closing boundary.
+            BodyTooLarge: more parts than allowed.
+        """
+        self.feed(body)
+        if not self._ended and (self.taken == 0 or bytes(body[self.taken : self.taken + 2]) != b"--"):
+            raise MalformedRequest(_BROKEN)
+        return Form(self.files, self.fields)
+
+    def _add(self, part: bytes) -> None:
+        """What stands between two boundaries."""
+        head, blank, data = part.partition(b"\r\n\r\n")
+        known = self._heads.get(head)  # mostly the same few
+        if known is None or not blank:
+            if head.startswith(b"--"):
+                self._ended = True
+                return
+            if not blank:
+                raise MalformedRequest(_BROKEN)
+            known = self._heads[head] = _read_head(head)
         name, file = known
         if file is not None:
-            files.append(FormFile(file, data))
+            self.files.append(FormFile(file, data))
         else:
-            fields.setdefault(name, []).append(_text(data))
-            texts += 1
-    raise MalformedRequest(_BROKEN)
+            self.fields.setdefault(name, []).append(_text(data))
+            self._texts += 1
 
 
 def _boundary(content_type: str) -> bytes:
@@ -102,7 +148,3 @@ def _text(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return data.decode("latin-1")
-
-
-def _too_many(most: int) -> BodyTooLarge:
-    return BodyTooLarge(f"more than {most} parts in one request")

@@ -1,15 +1,14 @@
 """Pictures of a request or an audit: decoded, run by a model's batcher, shared with the processes that help."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from itertools import repeat
 
 from models.card import ModelCard
 from models.errors import InvalidInput
 from models.image import ImageLimits
 from service.batch import Timed
-from service.decoding import Decoded, Decoder, Encoded, parts_of
+from service.decoding import Decoded, Decoder, Encoded
 from service.detector import Wish
 from service.errors import NotReady
 from service.exchange import Call
@@ -18,6 +17,7 @@ from service.items import Look, Part, Picture, Undecoded
 from service.many import submit_all, submit_later, submit_stream
 from service.predictions import work_out
 from service.served import Served
+from service.spread import Spread
 
 _WITHOUT_HURRY = 8
 """Images of an audit that are decoded or wait at a time, so that others need not wait for many."""
@@ -63,8 +63,11 @@ class ImageRunner:
                 if isinstance(item, Exception):
                     return [item]
                 return [await _settled(batcher.submit(_look(item, wish), lambda: call.gone))]
-            if served.part:
-                return await self._run_parts(served, card, images, call)
+            if spread := self._spread(served, card, images, call):
+                try:
+                    return await spread.results()
+                finally:
+                    spread.cancel()
             if served.decodes(len(images)):
                 items = [self.item(image, wish) for image in images]
                 return await submit_all(batcher, items, lambda: call.gone)
@@ -82,34 +85,24 @@ class ImageRunner:
             await asyncio.to_thread(work_out, [one.result.answer for one in results if isinstance(one, Timed)])
         return results
 
-    async def _run_parts(
-        self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call
-    ) -> list[Timed | Exception]:
-        """Images that the model's own threads decode; those of the processes that help take their share."""
-        parts = [Part(some, self._limits) for some in parts_of(images, served.part)]
-        workers, shares = self.helpers, 1 if self.helpers is None else 1 + self.helpers.ready()
-        asked = {
-            n: asyncio.ensure_future(workers.run_images(n % shares - 1, card, part.images))
-            for n, part in enumerate(parts)
-            if workers is not None and n % shares
-        }
-        try:
-            own = [n for n in range(len(parts)) if n not in asked]
-            found = await self._run_own(served, parts, own, call)
-            theirs = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
-        finally:
-            for task in asked.values():
-                task.cancel()
-        found |= {n: one for n, one in theirs.items() if one is not None}
-        found |= await self._run_own(served, parts, [n for n, one in theirs.items() if one is None], call)
-        return [one for n, part in enumerate(parts) for one in _of_part(part, found[n])]
+    def _spread(self, served: Served, card: ModelCard, images: Sequence[Encoded], call: Call) -> Spread | None:
+        """What has begun the images, or does so now; None where the model's threads do not decode many."""
+        ahead = call.ahead
+        if isinstance(ahead, Spread) and ahead.is_of(served, images):
+            return ahead
+        spread = self.begin(served, card, call)
+        if spread is not None:
+            spread.add(images)
+        return spread
 
-    async def _run_own(
-        self, served: Served, parts: Sequence[Part], which: Sequence[int], call: Call
-    ) -> dict[int, Timed | Exception]:
-        """What this process's threads say of some of the parts."""
-        found = await submit_all(served.batcher, [parts[n] for n in which], lambda: call.gone) if which else []
-        return dict(zip(which, found, strict=True))
+    def begin(self, served: Served, card: ModelCard, call: Call) -> Spread | None:
+        """What runs pictures while more of them come; None where the model's threads do not decode many.
+
+        Raises:
+            Overloaded: the queue is full.
+            NotReady: the model's batcher has stopped.
+        """
+        return Spread(served, card, self._limits, self.helpers, lambda: call.gone) if served.part else None
 
     async def run_later(
         self,
@@ -172,14 +165,6 @@ async def _looks(items: AsyncGenerator[Decoded | Exception], wish: Wish) -> Asyn
     async with aclosing(items):
         async for item in items:
             yield item if isinstance(item, Exception) else Look(item, wish)
-
-
-def _of_part(part: Part, found: Timed | Exception) -> Iterator[Timed | Exception]:
-    """The results of its pictures."""
-    if isinstance(found, Exception):
-        return repeat(found, len(part.images))
-    rows, *times = found
-    return (row if isinstance(row, Exception) else Timed(row, *times) for row in rows)
 
 
 async def _failed(answer: Awaitable[Timed]) -> Timed | Exception:

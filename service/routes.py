@@ -15,6 +15,7 @@ from service.begun import Begun, Outcome
 from service.bodies import (
     check_json_size,
     check_lengths,
+    is_form,
     media_type,
     parse_json,
     validate,
@@ -25,7 +26,8 @@ from service.box_routes import box_loss, wish_of
 from service.decoding import Encoded
 from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest
 from service.exchange import Call, Reply
-from service.forms import Form, FormFile, parse_form
+from service.forms import FormFile
+from service.incoming import receive_form
 from service.items import Look, Picture
 from service.loss_item import LossItem
 from service.predictions import predict_items
@@ -55,7 +57,8 @@ async def predict(state: ServiceState, call: Call) -> Reply:
 def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
     """`predict` of one image, sent as it is, that needs no thread, or none but the model's own."""
     start = perf_counter()
-    if media_type(call.header(b"content-type"), body) != "image":
+    content_type = call.header(b"content-type")
+    if is_form(content_type) or media_type(content_type, body) != "image":
         return None
     options = _image_options(call)
     served, card = state.with_card(options.model)
@@ -101,18 +104,17 @@ def _predicted(
 async def loss(state: ServiceState, call: Call) -> Reply:
     """Focal loss of the model's predictions against given labels: which are wrong, and what they should be."""
     start = perf_counter()
-    body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
-    kind = media_type(call.header(b"content-type"), body)
-    if kind == "json":
-        asked = await _document(state, call, body, LossRequest)
-        served, card = state.with_card(asked.model)
-        return await _answer_loss(state, call, served, card, asked.items(), asked, start)
-    query: dict[str, Any] = call.query()
-    if kind == "multipart":
-        form = await _form(state, call, body)
+    if is_form(call.header(b"content-type")):
+        form = await receive_form(state, call)
         labels = form.fields.pop("label", [])
-        files, options = form.files, validate_strings(LossOptions, _single(form.fields) | query)
+        files, options = form.files, validate_strings(LossOptions, _single(form.fields) | call.query())
     else:
+        body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
+        if media_type(call.header(b"content-type"), body) == "json":
+            asked = await _document(state, call, body, LossRequest)
+            served, card = state.with_card(asked.model)
+            return await _answer_loss(state, call, served, card, asked.items(), asked, start)
+        query: dict[str, Any] = call.query()
         labels = [query.pop("label")] if "label" in query else []
         files, options = [FormFile(None, body)], validate_strings(LossOptions, query)
     served, card = state.with_card(options.model)
@@ -127,16 +129,15 @@ async def loss(state: ServiceState, call: Call) -> Reply:
 async def _read_predict(
     state: ServiceState, call: Call
 ) -> tuple[Sequence[Encoded], Sequence[str | None], PredictOptions]:
+    if is_form(call.header(b"content-type")):
+        form = await receive_form(state, call)
+        options = validate_strings(PredictOptions, _single(form.fields) | call.query())
+        return [file.data for file in form.files], [file.name for file in form.files], options
     body = await call.body(state.settings.max_body_bytes, state.settings.body_timeout)
-    kind = media_type(call.header(b"content-type"), body)
-    if kind == "image":
+    if media_type(call.header(b"content-type"), body) == "image":
         return [body], [None], _image_options(call)
-    if kind == "json":
-        asked = await _document(state, call, body, PredictRequest)
-        return [one.image for one in asked.inputs], [one.id for one in asked.inputs], asked
-    form = await _form(state, call, body)
-    options = validate_strings(PredictOptions, _single(form.fields) | call.query())
-    return [file.data for file in form.files], [file.name for file in form.files], options
+    asked = await _document(state, call, body, PredictRequest)
+    return [one.image for one in asked.inputs], [one.id for one in asked.inputs], asked
 
 
 def _image_options(call: Call) -> PredictOptions:
@@ -213,12 +214,6 @@ async def _document(state: ServiceState, call: Call, body: bytes, model: type[As
         return validate(model, document)
 
     return read() if len(body) < _LONG_BODY else await asyncio.to_thread(read)
-
-
-async def _form(state: ServiceState, call: Call, body: bytes) -> Form:
-    """The parts of a form; a long one in a thread, so that probes are answered meanwhile."""
-    arguments = call.header(b"content-type"), body, state.settings.max_images
-    return parse_form(*arguments) if len(body) < _LONG_BODY else await asyncio.to_thread(parse_form, *arguments)
 
 
 def _single(fields: dict[str, list[str]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from service.exchange import WholeRequest
 from service.front import Client, Front, Handler
 from service.protocol import Share
 from service.sealed import Sealed
+from service.state import ServiceState
 from tests.serving import SIZE, Json, pictures, png_of, settings_of, write_linear
 
 IMAGE = png_of(pictures(1, SIZE)[0])
@@ -101,6 +102,7 @@ class Site(NamedTuple):
     server: uvicorn.Server
     task: asyncio.Task[None]
     lines: list[Line]
+    state: ServiceState
 
     async def connect(self) -> Line:
         self.lines.append(Line(*await asyncio.open_connection("127.0.0.1", self.port)))
@@ -133,7 +135,7 @@ async def site(folder: Path, wait: float = 0.0, **values: Any) -> AsyncGenerator
         while (await http.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.01)
     front.messages = 0
-    found = Site(port, front, server, task, [])
+    found = Site(port, front, server, task, [], app.state.service)
     yield found
     await found.stop()
     for line in found.lines:

@@ -7,6 +7,7 @@ import pytest
 from service.bodies import (
     check_json_size,
     check_lengths,
+    is_form,
     media_type,
     parse_json,
     validate,
@@ -25,7 +26,6 @@ PNG = png_of(pictures(1)[0])
         ("application/json", b"{}", "json"),
         ("application/json; charset=utf-8", b"nonsense", "json"),
         ("application/vnd.x+json", b"{}", "json"),
-        ("multipart/form-data; boundary=x", b"", "multipart"),
         ("image/png", PNG, "image"),
         ("image/jpg", encoded(pictures(1)[0], "JPEG"), "image"),
         ("IMAGE/PNG", b"damaged", "image"),
@@ -37,6 +37,20 @@ PNG = png_of(pictures(1)[0])
 )
 def test_the_content_type_or_else_the_first_bytes_say_what_it_is(declared: str | None, body: bytes, kind: str) -> None:
     assert media_type(declared or "", body) == kind
+
+
+@pytest.mark.parametrize(
+    ("declared", "form"),
+    [
+        ("multipart/form-data; boundary=x", True),
+        ("Multipart/Form-Data ;boundary=x", True),
+        ("multipart/mixed; boundary=x", False),
+        ("application/json", False),
+        ("", False),
+    ],
+)
+def test_a_form_is_told_by_its_type(declared: str, form: bool) -> None:
+    assert is_form(declared) is form
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Forms are read as the field's own parser reads them, and broken ones are refused."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 
 import httpx
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
 from service.errors import BodyTooLarge, MalformedRequest
-from service.forms import Form, FormFile, parse_form
+from service.forms import Form, FormFile, FormReader
 from tests.serving import pictures, png_of
 
 PNG = png_of(pictures(1)[0])
@@ -27,6 +28,10 @@ def part(name: str, file: str | None = None) -> str:
 
 
 FORM = "multipart/form-data; boundary=X"
+
+
+def parse_form(content_type: str, body: bytes, most: int) -> Form:
+    return FormReader(content_type, most).finish(body)
 
 
 def test_a_form_keeps_files_in_order_and_every_value_of_a_field() -> None:
@@ -81,6 +86,12 @@ def test_a_form_with_too_many_files_is_refused() -> None:
 def test_a_broken_form_is_malformed(headers: str, body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         parse_form(headers, body, 10)
+    reader = FormReader(headers, 10)
+    for cut in range(len(body)):
+        with contextlib.suppress(MalformedRequest):
+            reader.feed(body[:cut])
+    with pytest.raises(MalformedRequest):
+        reader.finish(body)
 
 
 def by_starlette(content_type: str, body: bytes) -> Form:
@@ -110,6 +121,21 @@ def test_what_a_client_sends_is_read_as_by_starlette(files: list[tuple[str, byte
     request = httpx.Request("POST", "http://x/", data=fields, files=[("file", file) for file in files] or {"file": b""})
     content_type, body = request.headers["content-type"], request.read()
     assert parse_form(content_type, body, 10) == by_starlette(content_type, body)
+
+
+@given(st.lists(FILES, max_size=5), st.dictionaries(NAMES, st.text(max_size=12), max_size=3), st.lists(st.floats(0, 1)))
+def test_it_does_not_matter_how_a_form_comes(
+    files: list[tuple[str, bytes]], fields: dict[str, str], cuts: list[float]
+) -> None:  # fmt: skip
+    request = httpx.Request("POST", "http://x/", data=fields, files=[("file", file) for file in files] or {"file": b""})
+    content_type, body = request.headers["content-type"], b"before" + b"\r\n" + request.read() + b"behind"
+    reader, taken = FormReader(content_type, 10), 0
+    for cut in sorted(cuts):
+        come = memoryview(body)[: round(cut * len(body))]
+        reader.feed(come)
+        assert taken <= reader.taken <= len(come)
+        taken = reader.taken
+    assert reader.finish(memoryview(body)) == parse_form(content_type, body, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""A form as it comes in: pictures for a quick model are run while the rest of it is on its way."""
+
+import asyncio
+from contextlib import suppress
+
+from models.errors import FocalserveError
+from service.exchange import Buffer, Call
+from service.forms import Form, FormReader
+from service.spread import Spread
+from service.state import ServiceState
+
+_STEP, _LONG_REST = 128 * 1024, 4 * 1024 * 1024
+_NEVER = 1 << 62
+_LONG = 64 * 1024
+
+
+async def receive_form(state: ServiceState, call: Call) -> Form:
+    """The whole form; where its pictures were begun, `call.ahead` has them.
+
+    Raises:
+        FocalserveError: as `Call.binary` and `FormReader`.
+    """
+    settings, incoming = state.settings, _Incoming(state, call)
+    body = await call.binary(settings.max_body_bytes, settings.body_timeout, incoming.watch)
+    return await incoming.finish(body)
+
+
+class _Incoming:
+    """Reads what has come of a form, and begins its pictures."""
+
+    def __init__(self, state: ServiceState, call: Call) -> None:
+        self._state, self._call = state, call
+        self._reader = FormReader(call.header(b"content-type"), state.settings.max_images)
+        self._seen = 0
+        self._spread: Spread | None = None
+
+    def watch(self, body: Buffer) -> int:
+        """Takes in what is there; says with how many bytes of the body it pays to do so again."""
+        try:
+            self._reader.feed(body)
+        except FocalserveError:  # is raised once all is there
+            return _NEVER
+        self._add()
+        rest = len(body) - self._reader.taken  # will be copied once more
+        return len(body) + max(_STEP, rest) if rest < _LONG_REST else _NEVER
+
+    async def finish(self, body: Buffer) -> Form:
+        """The form; a long rest is read in a thread, so that probes are answered meanwhile."""
+        long = len(body) - self._reader.taken > _LONG
+        form = await asyncio.to_thread(self._reader.finish, body) if long else self._reader.finish(body)
+        if self._spread is not None:
+            self._add()
+        return form
+
+    def _add(self) -> None:
+        files = self._reader.files[self._seen :]
+        if files and not self._seen:
+            with suppress(FocalserveError):  # the request itself is refused then, or waits its turn
+                self._spread = self._call.ahead = self._begin()
+        if self._spread is not None:
+            self._spread.add([file.data for file in files])
+        self._seen += len(files)
+
+    def _begin(self) -> Spread | None:
+        """A run of pictures by the model that is asked for, as far as that is known."""
+        said = {key: values[0] for key, values in self._reader.fields.items()} | self._call.query()
+        return self._state.images.begin(*self._state.with_card(said.get("model")), self._call)
