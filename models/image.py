@@ -50,6 +50,8 @@ _SIDEWAYS = {5, 6, 7, 8}
 _MOST_PARTS = 16_384
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SMALL_BYTES, _SMALL_PIXELS = 16 * 1024, 128 * 128
+_LIGHT_BYTES = 256 * 1024
+_LIGHT_PIXELS = {"JPEG": 4_000_000, "PNG": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,17 @@ def load_at_once(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LI
     elif kind in ("WEBP", "BMP"):
         return None
     return _load_by_pillow(data, kind, spec, limits)
+
+
+def is_light(data: bytes) -> bool:
+    """Whether `load_input` surely takes no more than some ten milliseconds, by a glance at the header."""
+    kind = sniff_format(data) if len(data) <= _LIGHT_BYTES else None
+    size: tuple[int, int] | None = None
+    if kind == "JPEG":
+        size = jpeg.sequential_size(data)
+    elif kind == "PNG" and data.find(b"IHDR", 16) < 0:  # of two the second counts
+        size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return kind is not None and size is not None and size[0] * size[1] <= _LIGHT_PIXELS[kind]
 
 
 def encode_png(pixels: Pixels) -> bytes:

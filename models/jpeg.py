@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # A marker that a segment follows, or the end: not a stuffed zero, a restart, or padding.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_SEQUENTIAL = {b"\xff\xc0", b"\xff\xc1"}
 _EXIF, _XMP = b"xif", b"http://ns.adobe.com/xap"
 _COLOURS = {"YCbCr", "Gray"}
 
@@ -34,6 +35,17 @@ def parts(data: bytes) -> Iterator[bytes]:
         yield found[0]
         length = int.from_bytes(data[found.end() : found.end() + 2], "big")
         found = _MARKER.search(data, found.end() + length)
+
+
+def sequential_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG that is decoded in few passes; None of a progressive one, or of no JPEG."""
+    found = _MARKER.search(data, 2)
+    while found is not None and found[0] not in (SCAN, _END):
+        at = found.end()
+        if found[0] in _SEQUENTIAL:
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 3 : at + 5], "big")
+        found = _MARKER.search(data, at + int.from_bytes(data[at : at + 2], "big"))
+    return None
 
 
 def read_header(data: bytes) -> Header | None:

@@ -72,9 +72,16 @@ class Waiting(NamedTuple):
     gone: Callable[[], bool]
 
 
-def all_of_it(weight: int, result: Any) -> int:
-    """Of items that are run as a whole: their weight."""
-    return weight
+Measure = Callable[[Sequence[int], Sequence[Any], float], tuple[int, float]]
+"""How many images (rows) the net ran and for how many seconds.
+
+By the weights and the results of the items that did not fail, and the seconds of their batch.
+"""
+
+
+def as_a_whole(weights: Sequence[int], results: Sequence[Any], seconds: float) -> tuple[int, float]:
+    """Of items that are all run, and nothing else done with them."""
+    return sum(weights), seconds
 
 
 def never() -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from service.batch import THREADED, Answer, BatchObserver, Run, Timed, Waiting, all_of_it, never
+from service.batch import THREADED, Answer, BatchObserver, Measure, Run, Timed, Waiting, as_a_whole, never
 from service.errors import NotReady, Overloaded
 from service.ways import Beside, Way, Ways, Work, run_batch, send_batch
 
@@ -36,7 +36,7 @@ class Batcher:
         observer: is told of every batch.
         weigh: how many images (rows) an item is.
         kind: only neighbours in the queue of equal kind share a batch; THREADED ones do not run in the event loop.
-        ran: how many images (rows) of an item were run, by its weight and its result.
+        measure: tells the observer what was run of a batch.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Batcher:
         observer: BatchObserver,
         weigh: Callable[[Any], int] = lambda _: 1,
         kind: Callable[[Any], Hashable] = lambda _: None,
-        ran: Callable[[int, Any], int] = all_of_it,
+        measure: Measure = as_a_whole,
     ) -> None:
         self._ways = Ways(run, max_batch, inline, beside)
         self._executor = executor
@@ -61,7 +61,7 @@ class Batcher:
         self._max_wait = max_wait
         self._capacity = capacity
         self._observer = observer
-        self._weigh, self._kind, self._ran = weigh, kind, ran
+        self._weigh, self._kind, self._measure = weigh, kind, measure
         self._queue: deque[Waiting] = deque()
         self._depth = 0
         self._stirred = asyncio.Event()
@@ -285,9 +285,9 @@ class Batcher:
     def _report(self, batch: list[Waiting], results: Sequence[Any], queued: list[float], ran: float) -> None:
         """Items that failed alone were not run."""
         done = [n for n, result in enumerate(results) if not isinstance(result, Exception)]
-        size = sum([self._ran(batch[n].weight, results[n]) for n in done])
+        size, seconds = self._measure([batch[n].weight for n in done], [results[n] for n in done], ran)
         if size:
-            self._observer.batch(size, [queued[n] for n in done], ran)
+            self._observer.batch(size, [queued[n] for n in done], seconds)
 
     @staticmethod
     def _fail(batch: Iterable[Waiting], error: Exception) -> None:

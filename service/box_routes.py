@@ -95,7 +95,7 @@ def _answer(result: Timed | Exception) -> Raw | Exception:
 
 def _forget(timed: Timed) -> Timed:
     """The times without the arrays."""
-    return Timed(None, timed.began, timed.queued, timed.ran)
+    return timed._replace(result=timed.result._replace(answer=None))
 
 
 def _check(card: ModelCard, items: Sequence[LossItem], most: int) -> None:

@@ -41,6 +41,12 @@ class Entry:
         return self.versions[self.labels.get(STABLE, newest)]
 
 
+async def _end(served: Served) -> None:
+    """Once it has answered what it has accepted."""
+    await served.batcher.drain()
+    served.shutdown(wait=False)
+
+
 class Catalog:
     """Models by name. Empty until `load_all`.
 
@@ -126,7 +132,7 @@ class Catalog:
         for entry in self._entries.values():
             for served in entry.versions.values():
                 await served.batcher.stop()
-                served.shutdown(wait=True)
+                await asyncio.to_thread(served.shutdown, wait=True)
         await asyncio.gather(*self._retired, return_exceptions=True)
         self._entries.clear()
 
@@ -200,9 +206,10 @@ class Catalog:
 
     def _retire(self, entry: Entry) -> None:
         async def drain() -> None:
-            for served in entry.versions.values():
-                await served.batcher.drain()
-                served.shutdown(wait=False)
+            while entry.versions:
+                await _end(entry.versions.popitem()[1])
+            entry.__dict__.pop("default", None)
+            await asyncio.sleep(0)  # this step of the task still holds the last one
             await asyncio.to_thread(give_back)
 
         task = asyncio.create_task(drain(), name="retire")

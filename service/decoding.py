@@ -19,6 +19,8 @@ Encoded = bytes | str
 """An image as it came: bytes, or base64 text."""
 _PART_IMAGES, _SMALL_BYTES = 16, 4096
 _PARTS_AHEAD = 8
+_AT_ONCE = 32 * 1024
+"""Longer ones, bytes or base64, are not looked at before a thread has them."""
 
 
 class Decoded(NamedTuple):
@@ -66,6 +68,8 @@ class Decoder:
         Raises:
             InvalidInput: no picture, or one over a limit.
         """
+        if len(image) > _AT_ONCE:
+            return None
         start = perf_counter()
         data = decode_base64(image) if isinstance(image, str) else image
         fitted = load_at_once(data, card.input, self._limits)
@@ -120,12 +124,12 @@ def parts_of(images: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
 
 
 def decode(image: Encoded, card: ModelCard, limits: ImageLimits) -> Decoded | Exception:
-    """A picture, in this thread; what is wrong with it is the result."""
+    """A picture, in this thread; what is wrong with it, or failed, is the result: others go on."""
     start = perf_counter()
     try:
         data = decode_base64(image) if isinstance(image, str) else image
         fitted = load_input(data, card.input, limits)
-    except InvalidInput as error:
+    except Exception as error:
         return error
     return Decoded(fitted, perf_counter() - start)
 

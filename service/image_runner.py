@@ -59,6 +59,7 @@ class ImageRunner:
         batcher.holders += 1
         try:
             if len(images) == 1:
+                batcher.check_room()
                 item = await self._picture(images[0], served, card)
                 if isinstance(item, Exception):
                     return [item]
@@ -68,7 +69,7 @@ class ImageRunner:
                     return await spread.results()
                 finally:
                     spread.cancel()
-            if served.decodes(len(images)):
+            if served.decodes(images):
                 items = [self.item(image, wish) for image in images]
                 return await submit_all(batcher, items, lambda: call.gone)
             decoded = self.decoder.many(images, card, served.observer)
@@ -152,7 +153,7 @@ class ImageRunner:
 
     async def _picture(self, image: Encoded, served: Served, card: ModelCard) -> Picture | Exception:
         """What the batcher takes of an image, or what is wrong with it."""
-        if served.decodes(1):
+        if served.decodes([image]):
             return Undecoded(image, self._limits)
         return await self.decoder.one(image, card, served.observer)
 

@@ -113,9 +113,12 @@ def kind_of(item: Item) -> Hashable:
     return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
 
 
-def ran(weight: int, result: Any) -> int:
-    """How many images (rows) of an item were run: of a part those that were decoded."""
-    return sum(not isinstance(one, Exception) for one in result) if isinstance(result, list) else weight
+def measure(weights: Sequence[int], results: Sequence[Any], seconds: float) -> tuple[int, float]:
+    """As `batch.Measure`: of a part the pictures that were decoded; of any pictures without their decoding."""
+    parts = [[one for one in result if isinstance(one, Row)] for result in results if isinstance(result, list)]
+    if parts:
+        return sum(map(len, parts)), sum([part[0].inferred for part in parts if part])
+    return sum(weights), results[0].inferred if results and isinstance(results[0], Row) else seconds
 
 
 def run_pictures(
@@ -134,7 +137,10 @@ def run_pictures(
     if not decoded:
         return [one for one in found if isinstance(one, Exception)]
     start = perf_counter()
-    answers = infer([one.fitted for one in decoded])
+    try:
+        answers = infer([one.fitted for one in decoded])
+    except Exception as error:  # what is wrong with the others is still told
+        answers = [error] * len(decoded)
     inferred = perf_counter() - start
     observer.inferred(inferred)
     rows = iter([_row(answer, one, inferred) for answer, one in zip(answers, decoded, strict=True)])

@@ -29,22 +29,28 @@ async def answer(state: ServiceState, call: Call) -> Reply:
         case "POST", ["models", name, "infer"] if name:  # first, since it is asked by far the most
             return await _model(state, call, name, None, ["infer"])
         case "GET", [] | [""]:
-            return _route(call, "/v2", _json(server_document()))
+            _route(call, "/v2")
+            return _json(server_document())
         case "GET", ["health", "live"]:
-            return _route(call, "/v2/health/live", _json({"live": True, "ready": True}))
+            _route(call, "/v2/health/live")
+            return _json({"live": True, "ready": True})
         case "GET", ["health", "ready"]:
+            _route(call, "/v2/health/ready")
             state.check_ready()
-            return _route(call, "/v2/health/ready", _json({"live": True, "ready": True}))
+            return _json({"live": True, "ready": True})
         case "GET", ["models", "stats"]:
-            return _route(call, "/v2/models/stats", await _statistics(state, state.catalog.all()))
+            _route(call, "/v2/models/stats")
+            return await _statistics(state, state.catalog.all())
         case _, ["models", name, "versions", version, *rest] if name and version:
             return await _model(state, call, name, version, rest)
         case _, ["models", name, *rest] if name:
             return await _model(state, call, name, None, rest)
         case "POST", ["repository", "index"]:
-            return _route(call, "/v2/repository/index", await _index(state, call))
+            _route(call, "/v2/repository/index")
+            return await _index(state, call)
         case "POST", ["repository", "models", name, "load" | "unload" as what]:
-            return _route(call, f"/v2/repository/models/{{model}}/{what}", await _control(state, call, name, what))
+            _route(call, f"/v2/repository/models/{{model}}/{what}")
+            return await _control(state, call, name, what)
     if parts and parts[0] in _NOT_OFFERED:
         raise NotOffered(f"{parts[0]} is not offered by this server")
     raise NotFound("there is no such path, or it has no such method")
@@ -59,10 +65,8 @@ def begin(state: ServiceState, call: Call, body: bytes) -> Begun | None:
             route = "/v2/models/{model}/versions/{version}/infer"
         case _:
             return None
-    begun = begin_infer(state, call, body, name, version)
-    if begun is not None:
-        call.scope["focalserve.route"] = route
-    return begun
+    _route(call, route)
+    return begin_infer(state, call, body, name, version)
 
 
 async def _model(state: ServiceState, call: Call, name: str, version: str | None, rest: Sequence[str]) -> Reply:
@@ -70,21 +74,23 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
         raise NotOffered(f"{rest[0]} is not offered by this server")
     template = "/v2/models/{model}" + ("/versions/{version}" if version else "")
     if call.method == "POST" and rest == ["infer"]:
-        return _route(call, template + "/infer", await infer(state, call, name, version))
+        _route(call, template + "/infer")
+        return await infer(state, call, name, version)
     if call.method != "GET" or rest not in ([], ["ready"], ["stats"]):
         raise NotFound("there is no such path, or it has no such method")
+    _route(call, "/".join([template, *rest]))
     served = None if name == loss_model.NAME else state.served(name, version)
     if served is None:
         check_loss_version(version)
     if rest == ["ready"]:
         ready = served is None or served.batcher.alive
-        return _route(call, template + "/ready", _json({"name": name, "ready": ready}))
+        return _json({"name": name, "ready": ready})
     if rest == ["stats"]:
-        return _route(call, template + "/stats", await _statistics(state, [served] if served else []))
+        return await _statistics(state, [served] if served else [])
     if served is None:
-        return _route(call, template, _json(loss_document()))
+        return _json(loss_document())
     versions = sorted(state.catalog.entry(served.name).versions, key=version_key)
-    return _route(call, template, _json(model_document(served, versions)))
+    return _json(model_document(served, versions))
 
 
 async def _index(state: ServiceState, call: Call) -> Reply:
@@ -134,6 +140,6 @@ def _json(document: Any) -> Reply:
     return Reply(to_json(document, inf_nan_mode="null"))
 
 
-def _route(call: Call, template: str, reply: Reply) -> Reply:
+def _route(call: Call, template: str) -> None:
+    """What metrics and spans call the path, however it is answered."""
     call.scope["focalserve.route"] = template
-    return reply

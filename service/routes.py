@@ -64,7 +64,7 @@ def begin_predict(state: ServiceState, call: Call, body: bytes) -> Begun | None:
     served, card = state.with_card(options.model)
     wish = wish_of(card, options)
     item: Picture | Look | None = None
-    if served.decodes(1):
+    if served.decodes([body]):
         item = state.images.item(body, wish)
     elif served.quick and wish is None:
         item = state.images.decoder.at_once(body, card, served.observer)

@@ -10,11 +10,13 @@ from typing import Any
 
 from models.card import ModelCard
 from models.fit import Fitted
+from models.image import is_light
 from service.batch import Run
 from service.batcher import Batcher
+from service.decoding import Encoded
 from service.detector import DetectorEngine
 from service.engine import Engine
-from service.items import Block, Look, Part, kind_of, ran, run_blocks, run_part, run_pictures, stack, weigh
+from service.items import Block, Look, Part, kind_of, measure, run_blocks, run_part, run_pictures, stack, weigh
 from service.metrics import Metrics, ModelObserver
 from service.predictions import RowAnswer, answer_rows, work_out
 from service.runtime import DeviceReport, Runtime
@@ -57,7 +59,7 @@ class Served:
         observer: its metrics.
         part: how many pictures of a request its threads decode and run in one go; 0: they take decoded ones alone.
         quick: whether it runs in the event loop.
-        lanes: runs side by side, one for each core; 0: it has no such way.
+        lanes: runs side by side, where there is one for each core at least; 0: it has no such way.
         how: batches and runs at a time, in words.
     """
 
@@ -78,12 +80,14 @@ class Served:
         """What runs it."""
         return self.runtime.device
 
-    def decodes(self, pictures: int) -> bool:
-        """Whether the threads that run so many more pictures should decode them: all cores are at work with them then.
+    def decodes(self, images: Sequence[Encoded]) -> bool:
+        """Whether the threads that run these pictures should decode them: all cores are at work with them then.
 
-        With fewer the cores that are free decode them sooner.
+        With fewer the cores that are free decode them sooner; and nobody should wait for one that takes long to decode.
         """
-        return 0 < self.lanes <= self.batcher.load + pictures
+        return 0 < self.lanes <= self.batcher.load + len(images) and all(
+            isinstance(image, bytes) and is_light(image) for image in images
+        )
 
     def shutdown(self, wait: bool) -> None:
         """Ends the batcher's threads."""
@@ -131,7 +135,7 @@ def serve_bundle(
         ways = _Ways(run, max_batch, max_batch, beside, _QUICK_PART)
     elif lanes is not None:
         beside = Beside(run_of(lanes.engine), lanes.count, lanes.max_batch)
-        ways = _Ways(run, max_batch, 0, beside, lanes=lanes.count)
+        ways = _Ways(run, max_batch, 0, beside, lanes=lanes.count if lanes.count >= usable_cores() else 0)
     else:
         ways = _Ways(run, max_batch, 0)
     return _start(card.name, card.version, engine.runtime, card, ways, settings, observer)
@@ -190,7 +194,7 @@ def _start(
         observer=observer,
         weigh=weigh,
         kind=kind_of,
-        ran=ran,
+        measure=measure,
     )
     batcher.start()
     observer.watch(_depth_of(batcher))

@@ -76,6 +76,7 @@ def _most_in_time(blank: Blank, most: int) -> int:
 def _least_that_pays(blank: Blank, most: int) -> int:
     """The last size that paid, before two in turn did not."""
     best, size = 1, 2
+    blank(1)()
     while size <= most and size <= best << _PATIENCE:
         before, now = _best_in_turns(blank(best), blank(size))
         if now / size <= (1.0 - WORTH) * before / best:

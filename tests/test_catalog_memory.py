@@ -66,6 +66,24 @@ async def test_a_net_goes_when_another_takes_its_place_and_when_it_is_unloaded(t
         assert await gone(second)
 
 
+@pytest.mark.usefixtures("no_collector")
+async def test_what_a_net_took_is_given_back_once_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_linear(tmp_path)
+    async with loaded(tmp_path) as catalog:
+        session, there = await used(catalog), list[bool]()
+        given = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def noted() -> None:
+            there.append(session() is not None)
+            loop.call_soon_threadsafe(given.set)
+
+        monkeypatch.setattr("service.catalog.give_back", noted)
+        await catalog.load("linear")
+        await asyncio.wait_for(given.wait(), 5)
+        assert there == [False]
+
+
 async def test_the_depth_of_an_unloaded_models_queue_is_none(tmp_path: Path) -> None:
     write_linear(tmp_path)
     metrics = Metrics()

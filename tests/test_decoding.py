@@ -1,5 +1,6 @@
 """Where pictures are decoded, and in which order they come back."""
 
+import base64
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,3 +62,27 @@ async def test_many_small_pictures_take_one_thread_and_large_ones_all(
     await decoded([png(noise(200, 200, seed)) for seed in range(2)], card)
     assert len(where["small"]) == 1
     assert len(where["large"]) == 2
+
+
+async def test_a_picture_that_fails_costs_its_neighbours_nothing(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    images = [jpeg(noise(16, 16, seed)) for seed in range(40)]
+
+    def fails(data: bytes, *rest: Any) -> Any:
+        if data == images[5]:
+            raise MemoryError("no memory")
+        return load_input(data, *rest)
+
+    monkeypatch.setattr(decoding, "load_input", fails)
+    found = await decoded(images, card)
+    assert [n for n, one in enumerate(found) if isinstance(one, Exception)] == [5]
+
+
+async def test_long_base64_is_read_in_a_thread(card: ModelCard) -> None:
+    decoder, observer = Decoder(1, DEFAULT_LIMITS), Metrics().observer("net", "1")
+    small = base64.b64encode(jpeg(noise(16, 16))).decode()
+    assert decoder.at_once(small, card, observer) is not None
+    assert decoder.at_once(small + "=" * 100_000, card, observer) is None
+    assert isinstance(await decoder.one(small + "=" * 100_000, card, observer), Decoded)
+    decoder.close()

@@ -166,6 +166,7 @@ async def test_raw_arrays_in_the_body_are_scored_in_pixels_of_the_input(
 async def test_a_form_with_boxes_as_json(http: httpx.AsyncClient) -> None:
     files = [("file", (str(k), data, "image/png")) for k, data in enumerate(FILES)]
     answer = await http.post("/loss", files=files, data={"label": [json.dumps(boxes) for boxes in BOXES]})
+    assert all(name in answer.headers["server-timing"] for name in ("decode", "queue", "infer", "encode"))
     assert answer.status_code == 200, answer.text
     assert [len(item["boxes"]) for item in answer.json()["items"]] == [len(boxes) for boxes in BOXES]
     for label in ("tops", "5", "true", "null", "{}", "[5]"):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from models.card import ImageInput
-from models.image import FORMATS, decode_image, encode_png, load_input, sniff_format
+from models.image import FORMATS, decode_image, encode_png, is_light, load_input, sniff_format
 from tests.conftest import jpeg, noise, png
 
 RGB = noise(20, 12)
@@ -215,3 +215,25 @@ def test_eight_threads_decode_the_same_pixels() -> None:
         once = load_input(data, spec).pixels.tobytes()
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(lambda one: load_input(one, spec).pixels.tobytes(), [data] * 64)) == {once}
+
+
+@pytest.mark.parametrize(
+    ("data", "light"),
+    [
+        (save(Image.fromarray(noise(200, 300)), "JPEG"), True),
+        (save(Image.new("RGB", (2000, 2000)), "JPEG"), True),
+        (save(Image.new("RGB", (2001, 2000)), "JPEG"), False),
+        (save(Image.new("RGB", (50, 50)), "JPEG", progressive=True), False),
+        (save(Image.fromarray(noise(400, 500)), "JPEG", quality=100), False),
+        (save(Image.new("RGB", (50, 50)), "JPEG")[:20], False),
+        (save(Image.new("RGB", (1000, 1000)), "PNG"), True),
+        (save(Image.new("RGB", (1001, 1000)), "PNG"), False),
+        (save(Image.new("RGB", (9, 9)), "PNG")[:33] + save(Image.new("RGB", (2000, 2000)), "PNG")[8:], False),
+        (save(Image.fromarray(noise(400, 400)), "PNG"), False),
+        (save(Image.new("RGB", (50, 50)), "WEBP"), False),
+        (b"no picture", False),
+        (b"", False),
+    ],
+)
+def test_what_is_light_is_told_by_the_header(data: bytes, light: bool) -> None:
+    assert is_light(data) is light

@@ -11,8 +11,9 @@ from models.errors import UndecodableImage
 from models.image import DEFAULT_LIMITS
 from service import items
 from service.decoding import Decoded, decode
-from service.items import Part, Row, ran, run_part
+from service.items import Part, Row, Undecoded, measure, run_part, run_pictures
 from service.metrics import Metrics
+from tests.conftest import noise, png
 from tests.serving import (
     SIZE,
     linear_card,
@@ -39,7 +40,8 @@ def test_each_picture_of_a_part_has_its_own_row_or_its_own_error() -> None:
     for n, one in enumerate(found):
         if isinstance(one, Row):
             assert np.array_equal(one.answer, PICTURES[n]) and one.decoded > 0.0
-    assert ran(150, found) == 147
+    inferred = next(one.inferred for one in found if isinstance(one, Row))
+    assert measure([150, 2], [found, [UndecodableImage()] * 2], 5.0) == (147, inferred)
 
 
 def test_a_part_without_a_sound_picture_is_not_run() -> None:
@@ -49,7 +51,24 @@ def test_a_part_without_a_sound_picture_is_not_run() -> None:
     card = linear_card(["a", "b", "c"], linear_weights(3))
     found = run_part(Part([b"", b"x"], DEFAULT_LIMITS), card, Metrics().observer("net", "1"), never)
     assert [type(one) for one in found] == [UndecodableImage] * 2
-    assert ran(2, found) == 0
+    assert measure([2], [found], 5.0) == (0, 0)
+
+
+def test_a_net_ran_for_as_long_as_its_run_took_without_decoding() -> None:
+    rows = [Row("cat", decoded=0.75, inferred=0.25), Row("dog", decoded=0.5, inferred=0.25)]
+    assert measure([1, 1], rows, 1.5) == (2, 0.25)
+    assert measure([3, 5], [(b"outputs",), (b"outputs",)], 1.5) == (8, 1.5)
+    assert measure([], [], 1.5) == (0, 1.5)
+
+
+def test_a_run_that_fails_does_not_excuse_a_broken_picture() -> None:
+    def fails(_: Any) -> Any:
+        raise MemoryError("no memory")
+
+    card = linear_card(["a", "b", "c"], linear_weights(3))
+    pictures_ = [Undecoded(file, DEFAULT_LIMITS) for file in (FILES[0], b"no picture", FILES[1])]
+    found = run_pictures(pictures_, card, Metrics().observer("net", "1"), fails)
+    assert [type(one) for one in found] == [MemoryError, UndecodableImage, MemoryError]
 
 
 @pytest.mark.parametrize("threads", [1, 2], ids=["quick net", "net in threads"])
@@ -110,3 +129,25 @@ async def test_with_runs_side_by_side_the_threads_that_run_pictures_decode_them_
         assert stats["inference_count"] == 151
         text = (await http.get("/metrics")).text
         assert 'focalserve_stage_seconds_count{model="linear",stage="decode"} 151.0' in text
+
+
+async def test_who_takes_long_to_decode_does_not_keep_the_threads_that_run_pictures(
+    tmp_path: Path, decoding: list[str]
+) -> None:
+    write_linear(tmp_path)
+    heavy = png(noise(400, 400))
+    async with running(settings_of(models=tmp_path, device="cpu", threads=2, runs=2)) as http:
+        for files in ([heavy] * 5, [FILES[0]] * 4 + [heavy]):
+            answer = await http.post("/predict", files=[("file", ("x", file, "image/png")) for file in files])
+            assert answer.status_code == 200 and not decoding
+
+
+async def test_fewer_runs_than_cores_leave_decoding_to_the_others(
+    tmp_path: Path, decoding: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_linear(tmp_path)
+    files = [("file", (f"{n}", file, "image/png")) for n, file in enumerate(FILES)]
+    monkeypatch.setattr("service.served.usable_cores", lambda: 16)
+    async with running(settings_of(models=tmp_path, device="cpu", threads=2, runs=2)) as http:
+        assert (await http.post("/predict", files=files)).status_code == 200
+    assert not decoding

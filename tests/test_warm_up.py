@@ -103,6 +103,12 @@ def test_never_more_than_allowed(clock_of: Callable[..., Clock]) -> None:
         assert batch_size(clock_of(linear(QUICK / 10, 0.0)).blank, most, quick=True) == size
 
 
+def test_a_net_that_takes_one_image_alone_is_warm_too(clock_of: Callable[..., Clock]) -> None:
+    clock = clock_of(linear(1.0, 0.0))
+    assert batch_size(clock.blank, 1, quick=False) == 1
+    assert clock.perf_counter() > 0.0
+
+
 def test_the_best_of_several_runs_counts() -> None:
     naps = iter([0.02, 0.0, 0.02, *[0.01] * 1000])
     runs: list[float] = []
