@@ -9,9 +9,8 @@ from service.forms import Form, FormReader
 from service.spread import Spread
 from service.state import ServiceState
 
-_STEP, _LONG_REST = 128 * 1024, 4 * 1024 * 1024
+_STEP, _LONG_STEP = 128 * 1024, 4 * 1024 * 1024
 _NEVER = 1 << 62
-_LONG = 64 * 1024
 
 
 async def receive_form(state: ServiceState, call: Call) -> Form:
@@ -31,26 +30,43 @@ class _Incoming:
     def __init__(self, state: ServiceState, call: Call) -> None:
         self._state, self._call = state, call
         self._reader = FormReader(call.header(b"content-type"), state.settings.max_images)
-        self._seen = 0
+        self._shown = self._seen = 0
+        self._failed: FocalserveError | None = None
         self._spread: Spread | None = None
 
     def watch(self, body: Buffer) -> int:
         """Takes in what is there; says with how many bytes of the body it pays to do so again."""
         try:
-            self._reader.feed(body)
-        except FocalserveError:  # is raised once all is there
+            self._take(body)
+        except FocalserveError as error:
+            self._failed = error
             return _NEVER
-        self._add()
-        rest = len(body) - self._reader.taken  # will be copied once more
-        return len(body) + max(_STEP, rest) if rest < _LONG_REST else _NEVER
+        return self._shown + self._step if self._step < _LONG_STEP else _NEVER
 
     async def finish(self, body: Buffer) -> Form:
-        """The form; a long rest is read in a thread, so that probes are answered meanwhile."""
-        long = len(body) - self._reader.taken > _LONG
-        form = await asyncio.to_thread(self._reader.finish, body) if long else self._reader.finish(body)
-        if self._spread is not None:
-            self._add()
+        """The form; others have their turn while a long rest is read."""
+        if self._failed is not None:
+            raise self._failed
+        body = memoryview(body)
+        while self._step < min(_LONG_STEP, len(body) - self._shown):
+            self._take(body[: self._shown + self._step])
+            await asyncio.sleep(0)
+        if self._step < _LONG_STEP:
+            form = self._reader.finish(body)
+        else:
+            form = await asyncio.to_thread(self._reader.finish, body)
+        self._add()
         return form
+
+    @property
+    def _step(self) -> int:
+        """How much more there should be to be taken in: what is left of the last part is copied once more."""
+        return max(_STEP, self._shown - self._reader.taken)
+
+    def _take(self, body: Buffer) -> None:
+        self._reader.feed(body)
+        self._shown = len(body)
+        self._add()
 
     def _add(self) -> None:
         files = self._reader.files[self._seen :]

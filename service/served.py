@@ -26,7 +26,7 @@ from service.ways import Beside
 Bundled = Engine | DetectorEngine
 """What a bundle is opened as."""
 _QUICK_PART, _QUICK_THREADS = 64, 2
-"""Pictures of a part of a quick net, and parts at a time: more threads would only wait for the interpreter."""
+"""Pictures of a part of a quick net, and threads that run parts at most: more would only wait for the interpreter."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def serve_bundle(
 
     run = run_of(engine)
     if engine.quick:
-        beside = Beside(run, min(_QUICK_THREADS, usable_cores()), _QUICK_PART)
+        threads = max(1, min(_QUICK_THREADS, usable_cores() // settings.processes))
+        beside = Beside(run, threads, _QUICK_PART)
         ways = _Ways(run, max_batch, max_batch, beside, _QUICK_PART)
     elif lanes is not None:
         beside = Beside(run_of(lanes.engine), lanes.count, lanes.max_batch)
@@ -168,8 +169,14 @@ class _Ways:
 
     def __str__(self) -> str:
         where = " in the event loop" if self.inline else ""
-        several = f", or {self.beside.count} runs of {self.beside.max_batch} side by side" if self.beside else ""
-        return f"batches of {self.max_batch}{where}{several}"
+        return f"batches of {self.max_batch}{where}{self._other}"
+
+    @property
+    def _other(self) -> str:
+        if self.beside is None:
+            return ""
+        count, most = self.beside.count, self.beside.max_batch
+        return f", or {count} runs of {most} side by side" if count > 1 else f", or of {most} in a thread"
 
 
 def _start(

@@ -13,6 +13,7 @@ from models.errors import InvalidInput
 from models.image import ImageLimits
 
 PREFIX = "FOCALSERVE_"
+_MOST_PROCESSES = 4
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
@@ -94,6 +95,11 @@ class Settings(BaseSettings):
     model_control: bool = Field(True, description="models may be loaded and unloaded through /v2/repository")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     access_log: bool = Field(False, description="a log line per request")
+
+    @property
+    def processes(self) -> int:
+        """Processes that answer small requests while every model is quick."""
+        return self.workers or min(_MOST_PROCESSES, usable_cores())
 
     @property
     def image_limits(self) -> ImageLimits:

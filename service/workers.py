@@ -21,7 +21,6 @@ from service.decoding import Encoded
 from service.link import Link
 from service.protocol import Protocol, Share
 from service.runtime import CPU
-from service.settings import usable_cores
 from service.state import ServiceState
 from service.sums import Sums, added
 
@@ -29,7 +28,6 @@ log = logging.getLogger("focalserve")
 QUICK = re.compile(rb"POST (?:/predict|/v2/models/[^/?% ]+(?:/versions/[^/?% ]+)?/infer)[? ]")
 """How a request begins that any process may answer; names that are percent-encoded are for the first."""
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
-_MOST = 4
 _PATIENCE = 1.0
 """Seconds that a scrape waits for the numbers of a busy process, before it takes the last ones."""
 _LONGEST_PAUSE = 60.0
@@ -150,7 +148,7 @@ class Workers(Share):
             return 0
         if not hasattr(socket, "SOCK_SEQPACKET"):
             return 0
-        return (self._state.settings.workers or min(_MOST, usable_cores())) - 1
+        return self._state.settings.processes - 1
 
     async def _take(self, worker: Link, what: str, **more: Any) -> None:
         """Has one load what is served here; it helps from then on, or no more where it could not."""

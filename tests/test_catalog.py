@@ -330,3 +330,21 @@ async def test_runs_side_by_side_are_as_many_as_are_asked_for(
         assert [type(one) for one in answers] == [Timed] * 40
     finally:
         await catalog.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "runs"), [(2, 0, 1), (2, 1, 2), (1, 0, 1), (4, 0, 1), (4, 2, 2), (16, 0, 2), (2, 4, 1)]
+)
+async def test_processes_and_their_threads_share_the_cores_for_many_pictures_of_a_quick_net(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, runs: int
+) -> None:
+    write_linear(tmp_path)
+    monkeypatch.setattr("service.served.usable_cores", lambda: cores)
+    monkeypatch.setattr("service.settings.usable_cores", lambda: cores)
+    catalog = Catalog(settings_of(models=tmp_path, device="cpu", workers=workers), Metrics())
+    await catalog.load_all()
+    try:
+        how = f"{runs} runs of 64 side by side" if runs > 1 else "of 64 in a thread"
+        assert catalog.get("linear").how.endswith(f" in the event loop, or {how}")
+    finally:
+        await catalog.close()
