@@ -12,6 +12,8 @@ SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # A marker that a segment follows, or the end: not a stuffed zero, a restart, or padding.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SEQUENTIAL = {b"\xff\xc0", b"\xff\xc1"}
+_MOST_SEGMENTS = 100
+"""Before the frame; a file of nothing else would take a glance at it long."""
 _EXIF, _XMP = b"xif", b"http://ns.adobe.com/xap"
 _COLOURS = {"YCbCr", "Gray"}
 
@@ -38,9 +40,11 @@ def parts(data: bytes) -> Iterator[bytes]:
 
 
 def sequential_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that is decoded in few passes; None of a progressive one, or of no JPEG."""
+    """(width, height) of a JPEG that is decoded in few passes; None of a progressive one, an odd one, or of no JPEG."""
     found = _MARKER.search(data, 2)
-    while found is not None and found[0] not in (SCAN, _END):
+    for _ in range(_MOST_SEGMENTS):
+        if found is None or found[0] in (SCAN, _END):
+            break
         at = found.end()
         if found[0] in _SEQUENTIAL:
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 3 : at + 5], "big")

@@ -49,7 +49,7 @@ class Spread:
         self._found: dict[int, Timed | Exception] = {}
         self._waiting: deque[int] = deque()
         others = 0 if helpers is None else helpers.ready()
-        self._free = deque([*range(others, 0, -1), 0] * _PLACES)  # 0 is this process, which has other work as well
+        self._free = deque([*range(others + 1)] * _PLACES)  # 0 is this process: what is one part stays here
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: Exception | None = None
 

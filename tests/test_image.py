@@ -231,6 +231,8 @@ def test_eight_threads_decode_the_same_pixels() -> None:
         (save(Image.new("RGB", (9, 9)), "PNG")[:33] + save(Image.new("RGB", (2000, 2000)), "PNG")[8:], False),
         (save(Image.fromarray(noise(400, 400)), "PNG"), False),
         (save(Image.new("RGB", (50, 50)), "WEBP"), False),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 50 + save(Image.new("RGB", (50, 50)), "JPEG")[2:], True),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 200 + save(Image.new("RGB", (50, 50)), "JPEG")[2:], False),
         (b"no picture", False),
         (b"", False),
     ],

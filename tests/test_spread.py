@@ -88,6 +88,14 @@ async def test_who_is_slow_gets_no_more_and_the_order_stays(tmp_path: Path) -> N
         assert other.asked == 3 and served.batcher.holders == 0
 
 
+async def test_few_pictures_stay_here(tmp_path: Path) -> None:
+    async with linear(tmp_path) as served:
+        other = Other(served)
+        spread = spread_of(served, other)
+        spread.add(FILES[:20])
+        assert len(await spread.results()) == 20 and other.asked == 0
+
+
 async def test_what_another_cannot_run_is_run_here_and_it_is_asked_no_more(tmp_path: Path) -> None:
     async with linear(tmp_path) as served:
         other = Other(served, can=False)
