@@ -12,7 +12,7 @@ SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # A marker that a segment follows, or the end: not a stuffed zero, a restart, or padding.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SEQUENTIAL = {b"\xff\xc0", b"\xff\xc1"}
-_MOST_SEGMENTS = 100
+_MOST_SEGMENTS = 24
 """Before the frame; a file of nothing else would take a glance at it long."""
 _EXIF, _XMP = b"xif", b"http://ns.adobe.com/xap"
 _COLOURS = {"YCbCr", "Gray"}

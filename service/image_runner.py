@@ -91,6 +91,8 @@ class ImageRunner:
         ahead = call.ahead
         if isinstance(ahead, Spread) and ahead.is_of(served, images):
             return ahead
+        if ahead is not None:
+            ahead.cancel()
         spread = self.begin(served, card, call)
         if spread is not None:
             spread.add(images)

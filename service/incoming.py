@@ -31,14 +31,14 @@ class _Incoming:
         self._state, self._call = state, call
         self._reader = FormReader(call.header(b"content-type"), state.settings.max_images)
         self._shown = self._seen = 0
-        self._failed: FocalserveError | None = None
+        self._failed: Exception | None = None
         self._spread: Spread | None = None
 
     def watch(self, body: Buffer) -> int:
         """Takes in what is there; says with how many bytes of the body it pays to do so again."""
         try:
             self._take(body)
-        except FocalserveError as error:
+        except Exception as error:  # the request's, not the connection's; raised once all is there
             self._failed = error
             return _NEVER
         return self._shown + self._step if self._step < _LONG_STEP else _NEVER

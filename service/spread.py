@@ -71,8 +71,9 @@ class Spread:
         self._put(self._unparted())
         while self._tasks:
             await asyncio.wait(self._tasks)
-        if self._failed is not None:
-            raise self._failed
+        failed, self._failed = self._failed, None  # its traceback refers to this
+        if failed is not None:
+            raise failed
         return [one for n, part in enumerate(self._parts) for one in _of_part(part, self._found[n])]
 
     def cancel(self) -> None:

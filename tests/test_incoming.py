@@ -102,6 +102,7 @@ async def test_a_model_that_is_named_behind_them_answers_all_the_same(tmp_path: 
             await line.send(sent[-1000:])
             check((await line.read()).json, "other")
             assert await ran(server, "other") - before[1] == COUNT
+            assert server.state.catalog.get("linear").batcher.holders == 0
         await line.send(request(*PICTURES, path="/predict?model=other"))
         check((await line.read()).json, "other")
         assert await ran(server) == before[0], "what the query or a field before them names is known"

@@ -13,6 +13,7 @@ from models.image import ImageLimits
 from service.batch import Timed, never
 from service.decoding import Encoded
 from service.errors import NotReady, Overloaded
+from service.exchange import Call, WholeRequest
 from service.helpers import Helpers
 from service.items import Part, Row
 from service.served import Served
@@ -147,3 +148,18 @@ async def test_only_the_very_same_pictures_for_the_same_model_are_its(tmp_path: 
         assert not spread.is_of(another, FILES[:3])
         assert not spread.is_of(served, FILES[:2]) and not spread.is_of(served, [*FILES[:2], FILES[4]])
         spread.cancel()
+
+
+async def test_what_was_begun_for_another_model_goes_no_further(tmp_path: Path) -> None:
+    write_linear(tmp_path, ["a", "b", "c"])
+    write_linear(tmp_path, ["a", "b", "c"], name="other")
+    async with site(settings_of(models=tmp_path)) as server:
+        linear, other = (server.state.catalog.get(name) for name in ("linear", "other"))
+        assert linear.card is not None
+        call = Call({"type": "http", "method": "POST", "path": "/loss", "headers": []}, WholeRequest(b"").receive)
+        begun = spread_of(other, Other(other))
+        begun.add(FILES)
+        call.ahead = begun
+        check(await server.state.images.run(linear, linear.card, FILES, call))
+        assert other.batcher.holders == other.batcher.load == 0
+        assert other.observer.sums.images < len(FILES)
