@@ -63,6 +63,8 @@ class Server(uvicorn.Server):
         took = time.monotonic() - began
         self.config.timeout_graceful_shutdown = max(1, round(self._settings.grace_seconds - took))
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn then leaves this out
+            await self.lifespan.shutdown()
 
     def _protocol(self) -> Protocol:
         return new_protocol(self, self._workers)
@@ -102,6 +104,7 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
             self._workers.kill()
+            self._state.catalog.halt()
         self._state.draining = True
         self.should_exit = True
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakSet
 
 from models.bundle import version_key
 from models.errors import BundleError
@@ -13,6 +14,7 @@ from service.errors import Conflict, NotFound, NotReady
 from service.memory import give_back
 from service.metrics import Metrics
 from service.model_folder import LABELS_FILE, find_models, prepare, read_labels
+from service.runtime import Runtime
 from service.served import Served
 from service.settings import Settings
 
@@ -61,6 +63,7 @@ class Catalog:
         self._entries: dict[str, Entry] = {}
         self._loading: set[str] = set()
         self._retired: set[asyncio.Task[None]] = set()
+        self._runtimes: WeakSet[Runtime] = WeakSet()
         # glibc keeps what each thread has freed for that thread: with many that load, as many nets' memory stays.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -127,14 +130,21 @@ class Catalog:
         self._retire(entry)
 
     async def close(self) -> None:
-        """Stops every batcher and frees the sessions."""
+        """Stops every batcher and frees the sessions; what still runs is ended."""
         self._loader.shutdown(wait=False, cancel_futures=True)
-        for entry in self._entries.values():
-            for served in entry.versions.values():
-                await served.batcher.stop()
-                await asyncio.to_thread(served.shutdown, wait=True)
+        everything = self.all()
+        for served in everything:
+            await served.batcher.stop()
+        self.halt()
+        for served in everything:
+            await asyncio.to_thread(served.shutdown, wait=True)
         await asyncio.gather(*self._retired, return_exceptions=True)
         self._entries.clear()
+
+    def halt(self) -> None:
+        """Ends every run between two operators, of models that have been taken out too; no other begins."""
+        for runtime in self._runtimes:
+            runtime.end()
 
     def get(self, name: str | None, version: str | None = None) -> Served:
         """The model of that name and version (or label), or the default one.
@@ -197,6 +207,7 @@ class Catalog:
                 )
                 served = build(self._settings, self._metrics)
                 found[served.version] = served
+                self._runtimes.update(served.runtimes)
             if not set(labels.values()) <= set(found):
                 raise BundleError(f"{LABELS_FILE}: a version's folder is not named like the version in its card")
         except BaseException:

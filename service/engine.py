@@ -86,10 +86,11 @@ def quick_rows(runtime: Runtime, most: int) -> int:
         most: rows in one run at most.
 
     Returns:
-        0 where a hop between threads costs less than a row, and where the graph does not take zeros.
+        0 where a hop between threads costs less than a row, where the graph does not take zeros, and where other values
+        may take longer than zeros.
     """
     row = runtime.blank_row()
-    if row is None or runtime.device.provider != CPU:
+    if row is None or runtime.device.provider != CPU or not runtime.steady:
         return 0
     names = [spec.name for spec in runtime.outputs]
 

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from models.errors import FocalserveError
 from service import oip, routes
 from service.begun import Begin, Outcome
-from service.errors import BadHeaders, HeadersTooLarge, status_of
+from service.errors import BadHeaders, HeadersTooLarge, NotReady, status_of
 from service.exchange import Call, Reply, WholeRequest
 from service.failures import failure_reply
 from service.sealed import Sealed, marks, packed, seal, takes_long_to_pack
@@ -146,7 +146,7 @@ class Front:
             reply = await handler(self._state, call)
         except ClientDisconnect:
             reply = None
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             reply = self._failure(error, call, request_id)
         finally:
             call.close()
@@ -248,7 +248,7 @@ class Front:
             await self._inner(scope, receive, marked)
         except ClientDisconnect:
             status = status or _CLIENT_LEFT
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if status:
                 raise
             reply = self._failure(error, call, request_id)
@@ -256,7 +256,9 @@ class Front:
             await _send(send, seal(reply, request_id))
         self._count(call, status, start, request_id)
 
-    def _failure(self, error: Exception, call: Call, request_id: str) -> Reply:
+    def _failure(self, error: Exception | asyncio.CancelledError, call: Call, request_id: str) -> Reply:
+        if isinstance(error, asyncio.CancelledError):  # uvicorn has waited for as long as it may
+            error = NotReady("the service is stopping")
         if not isinstance(error, FocalserveError):
             log.exception("request %s failed", request_id)
         elif status_of(error)[0] == 500:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from models.bundle import GRAPH_FILE
 from models.errors import BundleError, DeviceUnavailable
-from service.errors import InferenceFailed
-from service.external import has_external_data
+from service.errors import InferenceFailed, NotReady, ServiceError
+from service.onnx_file import has_external_data, takes_as_long_each_time
 
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
@@ -77,6 +77,13 @@ class Runtime:
         threads: intra-op threads on the CPU.
         file: what errors call it.
 
+    Attributes:
+        inputs: of the graph.
+        outputs: of the graph.
+        metadata: that the graph carries.
+        batchable: whether rows of several requests may share a run.
+        steady: whether the shapes of the inputs alone say how long a run takes.
+
     Raises:
         BundleError: it cannot be loaded, is not one file, or has inputs or outputs that are no plain tensors.
         DeviceUnavailable: cuda was asked for and the session has no CUDA provider.
@@ -86,6 +93,8 @@ class Runtime:
         if has_external_data(graph):
             raise BundleError(f"{file}: it keeps tensors in other files; save it as one file")
         self._session, self.device = _open_session(graph, device, threads, file)
+        self._run_options = ort.RunOptions()
+        self.steady = takes_as_long_each_time(graph)
         self.inputs = tuple(_spec(node, f"{file}: the input") for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, f"{file}: the output") for node in self._session.get_outputs())
         if not self.inputs or not self.outputs:
@@ -97,6 +106,10 @@ class Runtime:
 
     def _nodes(self) -> list[Any]:
         return [*self._session.get_inputs(), *self._session.get_outputs()]
+
+    def end(self) -> None:
+        """Ends all runs, between two operators, and lets none begin any more: they fail."""
+        self._run_options.terminate = True
 
     def blank_row(self) -> dict[str, NDArray[Any]] | None:
         """Zeros for one row; None where an input is text, or has a side that varies besides the first."""
@@ -113,11 +126,12 @@ class Runtime:
 
         Raises:
             InferenceFailed: the runtime failed.
+            NotReady: `end` was called.
         """
         try:
-            found: list[NDArray[Any]] = self._session.run(outputs, feeds)
+            found: list[NDArray[Any]] = self._session.run(outputs, feeds, self._run_options)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise InferenceFailed("the model's run failed") from error
+            raise self._failure() from error
         return found
 
     def run_bound(
@@ -132,6 +146,7 @@ class Runtime:
 
         Raises:
             InferenceFailed: the runtime failed.
+            NotReady: `end` was called.
         """
         here = "cuda" if self.device.provider == CUDA else "cpu"
         bound = self._session.io_binding()
@@ -145,12 +160,16 @@ class Runtime:
                 bound.bind_ortvalue_input(name, value)
             for name in outputs:
                 bound.bind_output(name, here if name in staying else "cpu")
-            self._session.run_with_iobinding(bound)
+            self._session.run_with_iobinding(bound, self._run_options)
             bound.synchronize_outputs()
             found: list[ort.OrtValue] = bound.get_outputs()
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise InferenceFailed("the model's run failed") from error
+            raise self._failure() from error
         return found
+
+    def _failure(self) -> ServiceError:
+        ended = self._run_options.terminate
+        return NotReady("the model was ended") if ended else InferenceFailed("the model's run failed")
 
 
 def _spec(node: Any, side: str) -> TensorSpec:

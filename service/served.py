@@ -51,7 +51,7 @@ class Served:
     Attributes:
         name: of the model.
         version: of the model.
-        runtime: its session.
+        runtimes: its sessions, the one that runs on all threads first.
         card: None for a graph that was not exported here.
         batcher: takes what `service.items` describes and answers a `Row`, of a `Part` a list of rows, of a `Block` a
             tuple of arrays.
@@ -65,7 +65,7 @@ class Served:
 
     name: str
     version: str
-    runtime: Runtime
+    runtimes: tuple[Runtime, ...]
     card: ModelCard | None
     batcher: Batcher
     executor: ThreadPoolExecutor
@@ -74,6 +74,11 @@ class Served:
     quick: bool
     lanes: int
     how: str
+
+    @property
+    def runtime(self) -> Runtime:
+        """The session that runs on all threads."""
+        return self.runtimes[0]
 
     @property
     def device(self) -> DeviceReport:
@@ -139,7 +144,8 @@ def serve_bundle(
         ways = _Ways(run, max_batch, 0, beside, lanes=lanes.count if lanes.count >= usable_cores() else 0)
     else:
         ways = _Ways(run, max_batch, 0)
-    return _start(card.name, card.version, engine.runtime, card, ways, settings, observer)
+    runtimes = (engine.runtime,) if lanes is None else (engine.runtime, lanes.engine.runtime)
+    return _start(card.name, card.version, runtimes, card, ways, settings, observer)
 
 
 def serve_graph(name: str, version: str, runtime: Runtime, inline: int, settings: Settings, metrics: Metrics) -> Served:
@@ -153,7 +159,7 @@ def serve_graph(name: str, version: str, runtime: Runtime, inline: int, settings
         observer.inferred(perf_counter() - start)
         return found
 
-    return _start(name, version, runtime, None, _Ways(run, max_batch, inline), settings, observer)
+    return _start(name, version, (runtime,), None, _Ways(run, max_batch, inline), settings, observer)
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class _Ways:
 def _start(
     name: str,
     version: str,
-    runtime: Runtime,
+    runtimes: tuple[Runtime, ...],
     card: ModelCard | None,
     ways: _Ways,
     settings: Settings,
@@ -206,7 +212,7 @@ def _start(
     batcher.start()
     observer.watch(_depth_of(batcher))
     how = ways.part, ways.inline > 0, ways.lanes, str(ways)
-    return Served(name, version, runtime, card, batcher, executor, observer, *how)
+    return Served(name, version, runtimes, card, batcher, executor, observer, *how)
 
 
 def _depth_of(batcher: Batcher) -> Callable[[], int]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import NodeProto, TensorProto, helper
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 Side = int | str | None
 Tensor = tuple[str, int, Sequence[Side]]
@@ -64,6 +65,31 @@ def selected() -> bytes:
     """As many rows out as there are numbers other than 0 in, though both sides are called n."""
     nodes = [helper.make_node("NonZero", ["x"], ["at"]), helper.make_node("Transpose", ["at"], ["y"], perm=[1, 0])]
     return graph(nodes, [("x", TensorProto.FLOAT, ("n",))], [("y", TensorProto.INT64, ("n", 1))])
+
+
+def looping() -> bytes:
+    """As many products of matrices as a number says: what takes no time with zeros and any with others."""
+    sides = ("side", "side2")
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("MatMul", ["v", "w"], ["product"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, sides),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, sides),
+        ],
+    )
+    constants = {"w": np.eye(64, dtype=np.float32), "yes": np.array(True)}
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        for name, value in constants.items()
+    ]
+    loop = helper.make_node("Loop", ["count", "yes", "w"], ["y"], body=body)
+    return graph([*nodes, loop], [("count", TensorProto.INT64, (1,))], [("y", TensorProto.FLOAT, (64, 64))])
 
 
 def sequence() -> bytes:

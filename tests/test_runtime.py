@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.bundle import read_bundle
 from models.errors import BundleError
-from service.errors import InferenceFailed
-from service.external import has_external_data
+from service.errors import InferenceFailed, NotReady
+from service.model_folder import open_graph
+from service.onnx_file import has_external_data, takes_as_long_each_time
 from service.runtime import Runtime, TensorSpec
-from tests.foreign import FOREIGN, graph, relu, selected, sequence
+from tests.foreign import FOREIGN, graph, looping, relu, selected, sequence
 
 
 def outside(location: str, where: str) -> bytes:
@@ -127,3 +129,46 @@ def test_initializers_that_are_listed_as_inputs_are_no_inputs() -> None:
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 9)], ir_version=4)
     onnx.checker.check_model(model)
     assert [spec.name for spec in Runtime(model.SerializeToString(), "cpu", 1).inputs] == ["x"]
+
+
+def sized_by_values() -> bytes:
+    """A vector of ones as long as a number says, in a function of the graph's own."""
+    made = helper.make_function(
+        "own", "Ones", ["n"], ["y"], [helper.make_node("ConstantOfShape", ["n"], ["y"])], [helper.make_opsetid("", 20)]
+    )
+    found = helper.make_graph(
+        [helper.make_node("Ones", ["n"], ["y"], domain="own")],
+        "g",
+        [helper.make_tensor_value_info("n", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    return bytes(helper.make_model(found, opset_imports=opsets, ir_version=10, functions=[made]).SerializeToString())
+
+
+@pytest.mark.parametrize("data", [looping(), outside("x", "branch"), sized_by_values()], ids=["loop", "if", "function"])
+def test_a_graph_that_does_more_for_some_values_is_told_and_kept_from_the_event_loop(data: bytes) -> None:
+    assert not takes_as_long_each_time(data)
+
+
+def test_of_other_graphs_the_time_hangs_on_shapes_alone(bundle_folder: Path) -> None:
+    assert all(takes_as_long_each_time(data) for data in FOREIGN.values())
+    assert takes_as_long_each_time(read_bundle(bundle_folder).graph)
+
+
+def test_a_loop_is_not_run_in_the_event_loop_though_zeros_take_no_time() -> None:
+    runtime, rows = open_graph(looping(), "cpu", 1, 32)
+    assert rows == 0 and not runtime.steady
+    assert open_graph(relu(("n", 3)), "cpu", 1, 32)[1] > 1
+
+
+def test_a_runtime_that_was_ended_ends_its_runs_and_begins_none() -> None:
+    runtime = Runtime(looping(), "cpu", 1)
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(runtime.run, {"count": np.array([10**9])}, ["y"])
+        with pytest.raises(TimeoutError):
+            endless.result(0.2)
+        runtime.end()
+        assert isinstance(endless.exception(10), NotReady)
+    with pytest.raises(NotReady):
+        runtime.run({"count": np.array([1])}, ["y"])
