@@ -11,6 +11,7 @@ from models.card import relative_name
 from models.errors import BundleError
 from service.detector import DetectorEngine
 from service.engine import Engine, quick_rows
+from service.lone_rows import rows_stand_alone
 from service.metrics import Metrics
 from service.runtime import CPU, Device, Runtime
 from service.served import Bundled, Lanes, Served, serve_bundle, serve_graph
@@ -109,11 +110,17 @@ def open_graph(graph: bytes, device: Device, threads: int, max_batch: int) -> tu
         DeviceUnavailable: cuda was asked for and is not to be had.
     """
     if threads in (0, 1):
-        runtime = Runtime(graph, device, 1)
+        runtime = _with_rows(Runtime(graph, device, 1))
         inline = quick_rows(runtime, max_batch)
         if inline or threads == 1 or runtime.device.provider != CPU or usable_cores() == 1:
             return runtime, inline
-    return Runtime(graph, device, threads or usable_cores()), 0
+    return _with_rows(Runtime(graph, device, threads or usable_cores())), 0
+
+
+def _with_rows(runtime: Runtime) -> Runtime:
+    """The runtime, which joins rows only where it was seen that none of them changes with the others."""
+    runtime.batchable = runtime.batchable and rows_stand_alone(runtime)
+    return runtime
 
 
 def find_models(root: Path) -> dict[str, dict[str, Path]]:

@@ -81,7 +81,7 @@ class Runtime:
         inputs: of the graph.
         outputs: of the graph.
         metadata: that the graph carries.
-        batchable: whether rows of several requests may share a run.
+        batchable: whether rows of several requests may share a run, as the names of the sides have it.
         steady: whether the shapes of the inputs alone say how long a run takes.
 
     Raises:
