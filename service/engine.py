@@ -87,10 +87,12 @@ def quick_rows(runtime: Runtime, most: int) -> int:
 
     Returns:
         0 where a hop between threads costs less than a row, where the graph does not take zeros, and where other values
-        may take longer than zeros.
+        may take longer than zeros, or a side that varies is no rows.
     """
     row = runtime.blank_row()
     if row is None or runtime.device.provider != CPU or not runtime.steady:
+        return 0
+    if not runtime.batchable and any(-1 in spec.shape for spec in runtime.inputs):
         return 0
     names = [spec.name for spec in runtime.outputs]
 

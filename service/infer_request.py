@@ -216,9 +216,12 @@ def _read_wanted(documents: Any, binary: bool) -> list[Wanted] | None:
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidRequest(f"outputs.{i}: classification should be a whole number")
+        as_bytes = parameters.get("binary_data", binary)
+        if not isinstance(as_bytes, bool):
+            raise InvalidRequest(f"outputs.{i}: binary_data should be true or false")
         if any(one.name == document["name"] for one in found):
             raise InvalidRequest(f"output {document['name'][:64]} is asked for twice")
-        found.append(Wanted(document["name"], parameters.get("binary_data", binary) is True, classes))
+        found.append(Wanted(document["name"], as_bytes, classes))
     return found
 
 

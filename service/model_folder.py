@@ -31,7 +31,8 @@ def prepare(path: Path, settings: Settings) -> Build:
         return lambda settings, metrics: serve_bundle(engine, batch, lanes, settings, metrics)
     file = path / GRAPH_FILE if path.is_dir() else path
     try:
-        runtime, inline = open_graph(file.read_bytes(), settings.device, settings.threads, settings.max_batch)
+        graph = file.read_bytes()
+        runtime, inline = open_graph(graph, settings.device, settings.threads, settings.max_batch, file.name)
     except OSError as error:
         raise BundleError(f"{relative_name(file)}: {(error.strerror or 'cannot be read').lower()}") from None
     name, version = (path.parent.name, path.name) if path.is_dir() else (path.stem, "1")
@@ -96,7 +97,9 @@ def _kind(bundle: Bundle) -> type[Engine] | type[DetectorEngine]:
     return Engine if bundle.card.detector is None else DetectorEngine
 
 
-def open_graph(graph: bytes, device: Device, threads: int, max_batch: int) -> tuple[Runtime, int]:
+def open_graph(
+    graph: bytes, device: Device, threads: int, max_batch: int, file: str = GRAPH_FILE
+) -> tuple[Runtime, int]:
     """A graph without a card in a session, and how many rows of it may run in the event loop; 0 where it is not quick.
 
     Args:
@@ -104,17 +107,18 @@ def open_graph(graph: bytes, device: Device, threads: int, max_batch: int) -> tu
         device: auto, cpu or cuda.
         threads: as in `open_pair`.
         max_batch: rows in one run at most.
+        file: what errors call it.
 
     Raises:
         BundleError: it must not be used.
         DeviceUnavailable: cuda was asked for and is not to be had.
     """
     if threads in (0, 1):
-        runtime = _with_rows(Runtime(graph, device, 1))
+        runtime = _with_rows(Runtime(graph, device, 1, file))
         inline = quick_rows(runtime, max_batch)
         if inline or threads == 1 or runtime.device.provider != CPU or usable_cores() == 1:
             return runtime, inline
-    return _with_rows(Runtime(graph, device, threads or usable_cores())), 0
+    return _with_rows(Runtime(graph, device, threads or usable_cores(), file)), 0
 
 
 def _with_rows(runtime: Runtime) -> Runtime:

@@ -174,7 +174,7 @@ class Runtime:
 
 def _spec(node: Any, side: str) -> TensorSpec:
     if node.type not in DATATYPES:
-        raise BundleError(f"{side} {node.name} is a {node.type}; only plain tensors can be served")
+        raise BundleError(f"{side} {node.name} is a {node.type}; only plain tensors, and not bfloat16, can be served")
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
     return TensorSpec(node.name, DATATYPES[node.type][0], shape)
 

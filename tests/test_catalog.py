@@ -217,7 +217,8 @@ async def test_a_foreign_graph_that_cannot_be_served_is_refused_with_words(tmp_p
     write_linear(tmp_path)
     async with served(tmp_path, default_model="linear") as http:
         write_foreign(tmp_path, odd=sequence(), broken=b"garbage")
-        assert "only plain tensors" in error_of(await http.post("/v2/repository/models/odd/load"))
+        said = error_of(await http.post("/v2/repository/models/odd/load"))
+        assert "odd.onnx: the output y is a seq" in said and "only plain tensors" in said
         assert "cannot load it" in error_of(await http.post("/v2/repository/models/broken/load"))
         assert await version_of(http) == "1"
 
@@ -293,13 +294,15 @@ def heavy() -> bytes:
     ("data", "quick"),
     [
         (FOREIGN["pooled"], True),
-        (FOREIGN["several"], True),
         (FOREIGN["fixed"], True),
+        (FOREIGN["scalar"], True),
+        (FOREIGN["several"], False),
+        (FOREIGN["unnamed"], False),
         (FOREIGN["words"], False),
         (FOREIGN["free"], False),
         (heavy(), False),
     ],
-    ids=["pooled", "several", "fixed", "words", "free", "heavy"],
+    ids=["pooled", "fixed", "scalar", "several", "unnamed", "words", "free", "heavy"],
 )
 def test_a_graph_is_quick_by_its_time_on_one_thread(data: bytes, quick: bool) -> None:
     assert bool(open_graph(data, "cpu", 0, 16)[1]) is quick

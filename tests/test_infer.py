@@ -92,10 +92,11 @@ async def test_what_is_no_request_is_refused(http: httpx.AsyncClient, body: byte
         ({"inputs": [GOOD], "outputs": [{"name": "y"}, {"name": "y"}]}, "twice"),
         ({"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"classification": "2"}}]}, "classification"),
         ({"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"classification": -2}}]}, "classification"),
+        ({"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]}, "binary_data should be"),
         ({"inputs": [GOOD], "outputs": [{"name": f"y{k}"} for k in range(2000)]}, "outputs"),
         ({"inputs": [{**GOOD, "name": f"x{k}"} for k in range(2000)]}, "inputs"),
     ],
-    ids=range(28),
+    ids=range(29),
 )
 async def test_a_request_that_does_not_fit_the_model_is_refused(
     http: httpx.AsyncClient, document: Any, words: str
