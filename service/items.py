@@ -1,6 +1,7 @@
 """What a model's batcher takes, and how a batch of it is run: pictures, decoded or not yet, and tensors as they are."""
 
 import itertools
+import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,10 +16,16 @@ from models.image import ImageLimits
 from service.batch import THREADED
 from service.decoding import Decoded, Encoded, decode
 from service.detector import Wish
+from service.errors import InferenceFailed, InvalidRequest, ServiceError
 from service.metrics import ModelObserver
 from service.runtime import Runtime
 
 Answer = TypeVar("Answer")
+# What ONNX Runtime says of a run that failed; its own files and functions are nobody's business.
+_OPERATOR = re.compile(r"while running (\w+) node")
+_NOT_THE_INPUT = re.compile(r"allocate memory|bad_alloc|CUDA|CUDNN|CUBLAS")
+_CODE = re.compile(r"/|::|\.(h|cc|cu)\b")
+_LONGEST_REASON = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +186,36 @@ def stack(pictures: Sequence[Fitted]) -> Pixels:
 
 
 def run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
-    """Blocks of one kind to the outputs of each, a tuple of arrays in the graph's order."""
+    """Blocks of one kind to the outputs of each, a tuple of arrays in the graph's order, or what is wrong with it."""
     names = [spec.name for spec in runtime.outputs]
     columns = zip(*(block.arrays for block in blocks), strict=True)
     feeds = {
         spec.name: column[0] if len(blocks) == 1 else np.concatenate(column)
         for spec, column in zip(runtime.inputs, columns, strict=True)
     }
-    outputs = runtime.run(feeds, names)
+    try:
+        outputs = runtime.run(feeds, names)
+    except InferenceFailed as error:
+        return [_refusal(error)] if len(blocks) == 1 else _each_alone(runtime, blocks)
     if len(blocks) == 1:
         return [tuple(outputs)]
     rows = sum(block.rows for block in blocks)
     if any(output.shape[:1] != (rows,) for output in outputs):
-        return [run_blocks(runtime, [block])[0] for block in blocks]
+        return _each_alone(runtime, blocks)
     ends = list(itertools.accumulate([block.rows for block in blocks], initial=0))
     return [tuple([output[a:b] for output in outputs]) for a, b in itertools.pairwise(ends)]
+
+
+def _each_alone(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
+    return [run_blocks(runtime, [block])[0] for block in blocks]
+
+
+def _refusal(failed: InferenceFailed) -> ServiceError:
+    """Why a graph without a card did not run: mostly numbers that one of its operators does not take."""
+    said = str(failed.__cause__)
+    operator = _OPERATOR.search(said)
+    if operator is None or _NOT_THE_INPUT.search(said):
+        return failed
+    why = said.rpartition("Status Message: ")[2].strip()
+    told = "" if _CODE.search(why) or not why.isprintable() else f": {why[:_LONGEST_REASON]}"
+    return InvalidRequest(f"the model does not take this input, its {operator[1]} failed{told}")
