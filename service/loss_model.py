@@ -75,7 +75,7 @@ def _inputs(request: InferRequest) -> tuple[NDArray[Any], NDArray[Any]]:
     if unknown:
         raise InvalidRequest(f"the model has no input {unknown[0][:64]}; it has logits, labels")
     logits, labels = request.inputs["logits"], request.inputs["labels"]
-    if logits.dtype.kind != "f" or logits.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
+    if logits.dtype.kind != "f" or logits.ndim not in (1, 2) or labels.dtype.kind not in "iuf" or not labels.ndim:
         raise InvalidRequest("logits are FP32 or FP64 [N, K], labels INT64 [N], or FP32 [N, K] where they are soft")
     if len(logits) != len(labels):
         raise InvalidRequest(f"{len(logits)} rows of logits need as many labels, {len(labels)} were given")

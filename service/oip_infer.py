@@ -157,7 +157,11 @@ def _images(state: ServiceState, served: Served, request: InferRequest) -> NDArr
     """A bundle's input: pixels as the graph takes them, or encoded pictures as BYTES [N]."""
     tensor = request.inputs.get("image")
     encoded = tensor is not None and tensor.dtype == np.object_
-    if tensor is not None and encoded and (tensor.shape[1:] not in ((), (1,)) or len(request.inputs) != 1):
+    if (
+        tensor is not None
+        and encoded
+        and (tensor.shape[1:] not in ((), (1,)) or not tensor.ndim or len(request.inputs) != 1)
+    ):
         raise InvalidRequest("input image: encoded pictures are BYTES of shape [N]")
     if tensor is not None and tensor.ndim and len(tensor) > state.settings.max_images:
         raise BodyTooLarge(f"{len(tensor)} images in one request; {state.settings.max_images} are allowed")

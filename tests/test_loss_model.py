@@ -119,10 +119,12 @@ async def test_soft_labels_have_a_loss_but_no_log_p(http: httpx.AsyncClient) -> 
         (LOGITS, np.array([b"a", b"b"], np.object_), {}, "logits are"),
         (LOGITS.astype(np.int64), LABELS, {}, "logits are"),
         (LOGITS[None], LABELS, {}, "logits are"),
+        (LOGITS[:1], np.array(0), {}, "logits are"),
+        (LOGITS[0], np.array(0), {}, "logits are"),
         (np.full((1, 3), np.nan, np.float32), np.array([0]), {}, "finite"),
         (np.zeros((2, 1), np.float32), LABELS, {}, "."),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 async def test_what_does_not_fit_is_refused_with_words(
     http: httpx.AsyncClient, logits: Any, labels: Any, parameters: dict[str, Any], words: str

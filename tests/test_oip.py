@@ -213,5 +213,7 @@ async def test_encoded_images_have_limits_and_say_which_is_bad(http: httpx.Async
     assert "50 are allowed" in error_of(await post(http, URL, {}, image=np.zeros((51, SIZE, SIZE, 3), np.uint8)))
     assert "no images" in error_of(await post(http, URL, {}, image=np.zeros((0, SIZE, SIZE, 3), np.uint8)))
     assert "BYTES of shape" in error_of(await post(http, URL, {}, image=np.array([[b"a", b"b"]], np.object_)))
+    alone = [{"name": "image", "datatype": "BYTES", "shape": [], "data": ["aGVq"]}]
+    assert "BYTES of shape" in error_of(await http.post(URL, json={"inputs": alone}))
     text = [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["not base64!"]}]
     assert "image 0" in error_of(await http.post(URL, json={"inputs": text}))
