@@ -90,7 +90,7 @@ def quick_rows(runtime: Runtime, most: int) -> int:
         may take longer than zeros, or a side that varies is no rows.
     """
     row = runtime.blank_row()
-    if row is None or runtime.device.provider != CPU or not runtime.steady:
+    if row is None or runtime.device.provider != CPU or not runtime.operators.steady:
         return 0
     if not runtime.batchable and any(-1 in spec.shape for spec in runtime.inputs):
         return 0

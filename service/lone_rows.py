@@ -22,11 +22,15 @@ _NEAR, _NEAR_ROUGHLY = 1e-3, 1e-2
 
 
 def rows_stand_alone(runtime: Runtime) -> bool:
-    """Runs made-up rows alone, together and together in the other order; False where that fails.
+    """Runs made-up rows alone, together and together in the other order; False where that fails, or could not tell.
+
+    What hangs on values (a largest number, a scale that is shared, a branch) may mix other rows than those tried.
 
     Args:
         runtime: of a graph whose inputs and outputs all have rows.
     """
+    if not runtime.operators.by_rows:
+        return False
     for feeds in _made_up(runtime):
         try:
             alone = [_run(runtime, feeds, [row]) for row in range(_ROWS)]

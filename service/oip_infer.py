@@ -175,6 +175,8 @@ def _block(served: Served, tensors: Tensors) -> Block:
     specs = served.runtime.inputs
     check_inputs(tensors, specs)
     given = [tensors[spec.name] for spec in specs]
+    if served.runtime.operators.empty_ends and not all(one.size for one in given):
+        raise InvalidRequest("a tensor is empty, which the model does not take, by its LSTM or GRU")
     arrays = tuple([as_text(one) if one.dtype == np.object_ else _aligned(one) for one in given])
     rows = 1
     if served.runtime.batchable:

@@ -22,6 +22,17 @@ _UNSTEADY = {
     *("HannWindow", "HammingWindow", "BlackmanWindow"),
 }
 """Operators that do more or less by the values of their inputs, not by their shapes alone."""
+_BY_ROWS = {
+    *("Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose"),
+    *("Div", "Dropout", "Elu", "Erf", "Exp", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool"),
+    *("GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN"),
+    *("LeakyRelu", "Log", "LogSoftmax", "MatMul", "MaxPool", "Mish", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal"),
+    *("ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu", "Sigmoid", "Slice", "Softmax", "Softplus", "Softsign"),
+    *("LayerNormalization", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+}
+"""Operators through which one row reaches another for all values or for none, so that a trial tells."""
+_NOTHING_ENDS = {"LSTM", "GRU"}
+"""Operators that end the process where a tensor is empty (ONNX Runtime 1.31)."""
 
 Field = tuple[int, int | memoryview]
 """A field of a message: its number and its value."""
@@ -38,14 +49,27 @@ def has_external_data(graph: bytes) -> bool:
     )
 
 
-def takes_as_long_each_time(graph: bytes) -> bool:
-    """Whether how long a run takes hangs on the shapes of its inputs alone, as far as the operators are known to."""
-    for message, field, value in _all_fields(graph):
-        if message == "node" and isinstance(value, memoryview):
-            name = bytes(value).decode("utf-8", "replace") if field in (_OPERATOR, _DOMAIN) else ""
-            if (field == _OPERATOR and name in _UNSTEADY) or (field == _DOMAIN and name not in _STEADY_DOMAINS):
-                return False
-    return True
+class Operators:
+    """What a graph is made of, its functions and branches included.
+
+    Args:
+        graph: serialised.
+
+    Attributes:
+        steady: whether the shapes of the inputs alone say how long a run takes, as far as the operators are known to.
+        by_rows: whether a trial with some rows tells whether any row changes with the others.
+        empty_ends: whether an empty tensor may end the process.
+    """
+
+    def __init__(self, graph: bytes) -> None:
+        names: dict[int, set[str]] = {_OPERATOR: set(), _DOMAIN: set()}
+        for message, field, value in _all_fields(graph):
+            if message == "node" and field in names and isinstance(value, memoryview):
+                names[field].add(bytes(value).decode("utf-8", "replace"))
+        known = names[_DOMAIN] <= _STEADY_DOMAINS
+        self.steady = known and names[_OPERATOR].isdisjoint(_UNSTEADY)
+        self.by_rows = known and names[_OPERATOR] <= _BY_ROWS
+        self.empty_ends = not names[_OPERATOR].isdisjoint(_NOTHING_ENDS)
 
 
 def _all_fields(graph: bytes) -> Iterator[tuple[str, int, int | memoryview]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.bundle import GRAPH_FILE
 from models.errors import BundleError, DeviceUnavailable
 from service.errors import InferenceFailed, NotReady, ServiceError
-from service.onnx_file import has_external_data, takes_as_long_each_time
+from service.onnx_file import Operators, has_external_data
 
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
@@ -82,7 +82,7 @@ class Runtime:
         outputs: of the graph.
         metadata: that the graph carries.
         batchable: whether rows of several requests may share a run, as the names of the sides have it.
-        steady: whether the shapes of the inputs alone say how long a run takes.
+        operators: what the graph is made of.
 
     Raises:
         BundleError: it cannot be loaded, is not one file, or has inputs or outputs that are no plain tensors.
@@ -94,7 +94,7 @@ class Runtime:
             raise BundleError(f"{file}: it keeps tensors in other files; save it as one file")
         self._session, self.device = _open_session(graph, device, threads, file)
         self._run_options = ort.RunOptions()
-        self.steady = takes_as_long_each_time(graph)
+        self.operators = Operators(graph)
         self.inputs = tuple(_spec(node, f"{file}: the input") for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, f"{file}: the output") for node in self._session.get_outputs())
         if not self.inputs or not self.outputs:

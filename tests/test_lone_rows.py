@@ -43,6 +43,15 @@ QUANTIZED = one_to_one(
     helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
     helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
 )
+SCALED = one_to_one(
+    constant("all", np.array([0, 1])),
+    helper.make_node("ReduceMax", ["x", "all"], ["most"], keepdims=1),
+    constant("bytes", np.array(255, np.float32)),
+    constant("bound", np.array(9, np.float32)),
+    helper.make_node("Greater", ["most", "bound"], ["large"]),
+    helper.make_node("Div", ["x", "bytes"], ["small"]),
+    helper.make_node("Where", ["large", "small", "x"], ["y"]),
+)
 NOISY = one_to_one(helper.make_node("RandomNormalLike", ["x"], ["r"]), helper.make_node("Add", ["x", "r"], ["y"]))
 LOOKED_UP = one_to_one(
     constant("table", np.arange(2, dtype=np.float32)), helper.make_node("Gather", ["table", "x"], ["y"]), kind=INT64
@@ -54,8 +63,17 @@ OF_SIDE_32 = one_to_one(
 
 @pytest.mark.parametrize(
     "data",
-    [SOFTMAX, SUMS, CENTRED, SORTED, QUANTIZED, NOISY, FOREIGN["selected"]],
-    ids=["softmax", "cumulative", "less the largest", "sorted", "quantized", "random", "as many as there are"],
+    [SOFTMAX, SUMS, CENTRED, SORTED, QUANTIZED, SCALED, NOISY, FOREIGN["selected"]],
+    ids=[
+        "softmax",
+        "cumulative",
+        "less the largest",
+        "sorted",
+        "quantized",
+        "scaled",
+        "random",
+        "as many as there are",
+    ],
 )
 def test_rows_that_change_with_the_others_are_told(data: bytes) -> None:
     assert Runtime(data, "cpu", 1).batchable, "the names of its sides say nothing"
@@ -102,12 +120,14 @@ def test_what_takes_no_made_up_rows_is_not_joined() -> None:
     assert not rows_stand_alone(Runtime(outside, "cpu", 1))
 
 
-@pytest.mark.parametrize("data", [SOFTMAX, SUMS, CENTRED, SORTED], ids=["softmax", "sums", "centred", "sorted"])
+@pytest.mark.parametrize(
+    "data", [SOFTMAX, SUMS, CENTRED, SORTED, SCALED], ids=["softmax", "sums", "centred", "sorted", "scaled"]
+)
 async def test_no_answer_depends_on_what_others_send_at_the_same_time(data: bytes, tmp_path: Path) -> None:
     write_foreign(tmp_path, odd=data)
     runtime, width = Runtime(data, "cpu", 1), 1 if data is SORTED else 3
     random = np.random.default_rng(1)
-    sent = [random.normal(size=(rows, width)).astype(np.float32) for rows in range(1, 25)]
+    sent = [random.normal(size=(rows, width), scale=rows % 5).astype(np.float32) for rows in range(1, 25)]
     async with running(settings_of(models=tmp_path, device="cpu")) as http:
         answers = await asyncio.gather(
             *(http.post("/v2/models/odd/infer", json={"inputs": [tensor("x", one)]}) for one in sent)

@@ -184,6 +184,12 @@ async def test_what_is_not_there_is_404_with_a_text(http: httpx.AsyncClient, met
     error_of(await http.request(method, path), 404)
 
 
+async def test_only_answers_of_inference_are_packed(http: httpx.AsyncClient) -> None:
+    """tritonclient.http.aio always asks for gzip, and unpacks no other."""
+    answer = await http.get("/v2/models/stats", headers={"accept-encoding": "gzip"})
+    assert len(answer.content) > 4096 and "content-encoding" not in answer.headers
+
+
 async def test_gzip_is_taken_and_given(http: httpx.AsyncClient) -> None:
     body, headers = binary({"parameters": {"binary_data_output": True}}, image=IMAGES)
     headers |= {"content-encoding": "gzip", "accept-encoding": "gzip"}

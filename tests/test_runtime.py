@@ -12,7 +12,7 @@ from models.bundle import read_bundle
 from models.errors import BundleError
 from service.errors import InferenceFailed, NotReady
 from service.model_folder import open_graph
-from service.onnx_file import has_external_data, takes_as_long_each_time
+from service.onnx_file import Operators, has_external_data
 from service.runtime import Runtime, TensorSpec
 from tests.foreign import FOREIGN, graph, looping, relu, selected, sequence
 
@@ -148,17 +148,17 @@ def sized_by_values() -> bytes:
 
 @pytest.mark.parametrize("data", [looping(), outside("x", "branch"), sized_by_values()], ids=["loop", "if", "function"])
 def test_a_graph_that_does_more_for_some_values_is_told_and_kept_from_the_event_loop(data: bytes) -> None:
-    assert not takes_as_long_each_time(data)
+    assert not Operators(data).steady
 
 
 def test_of_other_graphs_the_time_hangs_on_shapes_alone(bundle_folder: Path) -> None:
-    assert all(takes_as_long_each_time(data) for data in FOREIGN.values())
-    assert takes_as_long_each_time(read_bundle(bundle_folder).graph)
+    assert all(Operators(data).steady for data in FOREIGN.values())
+    assert Operators(read_bundle(bundle_folder).graph).steady
 
 
 def test_a_loop_is_not_run_in_the_event_loop_though_zeros_take_no_time() -> None:
     runtime, rows = open_graph(looping(), "cpu", 1, 32)
-    assert rows == 0 and not runtime.steady
+    assert rows == 0 and not runtime.operators.steady
     assert open_graph(relu(("n", 3)), "cpu", 1, 32)[1] > 1
 
 

@@ -30,9 +30,22 @@ RESHAPED = graph(
 SIZED = graph([helper.make_node("ConstantOfShape", ["to"], ["y"])], [("to", INT64, (2,))], [("y", FLOAT, (None, None))])
 
 
+LSTM = graph(
+    [
+        *(
+            helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.ones(shape, np.float32)))
+            for name, shape in (("w", (1, 8, 3)), ("r", (1, 8, 2)))
+        ),
+        helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=2),
+    ],
+    [("x", FLOAT, ("steps", "n", 3))],
+    [("y", FLOAT, ("steps", 1, "n", 2))],
+)
+
+
 @pytest_asyncio.fixture
 async def http(tmp_path: Path) -> AsyncGenerator[httpx.AsyncClient]:
-    write_foreign(tmp_path, lookup=LOOKUP, product=PRODUCT, reshaped=RESHAPED, sized=SIZED)
+    write_foreign(tmp_path, lookup=LOOKUP, product=PRODUCT, reshaped=RESHAPED, sized=SIZED, lstm=LSTM)
     async with running(settings_of(models=tmp_path, device="cpu")) as client:
         yield client
 
@@ -64,6 +77,12 @@ async def test_what_an_operator_does_not_take_is_refused_with_words(
 async def test_memory_that_there_is_not_is_no_fault_of_the_numbers(http: httpx.AsyncClient) -> None:
     answer = await ask(http, "sized", to=np.array([10**7, 10**7]))
     assert answer.status_code == 500 and answer.json()["error"] == "the model's run failed"
+
+
+async def test_an_empty_tensor_does_not_end_the_process_of_an_lstm(http: httpx.AsyncClient) -> None:
+    for shape in ((2, 0, 3), (0, 1, 3)):
+        assert "by its LSTM or GRU" in error_of(await ask(http, "lstm", x=np.zeros(shape, np.float32)))
+    assert outputs_of(await ask(http, "lstm", x=np.ones((2, 1, 3), np.float32)))["y"].shape == (2, 1, 1, 2)
 
 
 async def test_one_bad_index_fails_nobody_elses_request(http: httpx.AsyncClient) -> None:
