@@ -127,11 +127,10 @@ def linear_graph(
     output: str = "logits",
     divide: bool = False,
     rounds: int = 0,
-    mixed: bool = False,
 ) -> bytes:
     """A serialised graph: flatten, multiply; with `divide` the rows are divided by their first pixel (0 gives NaN).
 
-    `rounds` of multiplying with the identity first only take time; `mixed` gives each row the batch's largest logits.
+    `rounds` of multiplying with the identity first only take time.
     """
     nodes = [
         helper.make_node("Cast", [name], ["x"], to=TensorProto.FLOAT),
@@ -140,7 +139,7 @@ def linear_graph(
             helper.make_node("MatMul", [f"flat_{k}", "eye"], ["flat" if k == rounds - 1 else f"flat_{k + 1}"])
             for k in range(rounds)
         ),
-        helper.make_node("MatMul", ["flat", "weights"], ["product" if divide or mixed else output]),
+        helper.make_node("MatMul", ["flat", "weights"], ["product" if divide else output]),
     ]
     tensors = [numpy_helper.from_array(weights, "weights")]
     if rounds:
@@ -152,12 +151,6 @@ def linear_graph(
             helper.make_node("Mul", ["product", "unit"], [output]),
         ]
         tensors.append(numpy_helper.from_array(np.zeros(1, np.int64), "first"))
-    if mixed:
-        nodes += [
-            helper.make_node("ReduceMax", ["product", "rows"], ["largest"], keepdims=1),
-            helper.make_node("Max", ["product", "largest"], [output]),
-        ]
-        tensors.append(numpy_helper.from_array(np.zeros(1, np.int64), "rows"))
     graph = helper.make_graph(
         nodes,
         "linear",
