@@ -5,6 +5,7 @@ import re
 from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from models.image import sniff_format
@@ -96,6 +97,31 @@ def parse_json(body: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         raise MalformedRequest(f"the body is not valid JSON{where}") from None
+
+
+def parse_long_json(body: bytes) -> Any:
+    """As `parse_json`, in a third of the time: of lists of numbers, and few objects.
+
+    Raises:
+        MalformedRequest: it is not.
+    """
+    if _depth(body) > DEPTH:
+        raise MalformedRequest(f"the JSON is nested more than {DEPTH} deep")
+    try:
+        document = orjson.loads(body)
+    except ValueError:
+        raise MalformedRequest("the request is not valid JSON") from None
+    # More colons than keys: a key was given twice, or text has some.
+    return document if body.count(b":") == _keys(document) else parse_json(body)
+
+
+def _keys(value: Any) -> int:
+    """How many keys there are, but for objects that stand in a list behind something else."""
+    if type(value) is dict:
+        return len(value) + sum([_keys(one) for one in value.values()])
+    if type(value) is list and value and type(value[0]) in (dict, list):
+        return sum([_keys(one) for one in value])
+    return 0
 
 
 def _depth(body: bytes) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,11 @@ from weakref import WeakSet
 
 from models.bundle import version_key
 from models.errors import BundleError
+from service import loss_model
 from service.errors import Conflict, NotFound, NotReady
 from service.memory import give_back
 from service.metrics import Metrics
-from service.model_folder import LABELS_FILE, find_models, prepare, read_labels
+from service.model_folder import LABELS_FILE, check_cards, find_models, prepare, read_labels
 from service.runtime import Runtime
 from service.served import Served
 from service.settings import Settings
@@ -43,6 +45,11 @@ class Entry:
         return self.versions[self.labels.get(STABLE, newest)]
 
 
+def _info_of(served: Served) -> tuple[str, str, str]:
+    """What metrics tell of it."""
+    return served.name, served.version, served.device.provider
+
+
 async def _end(served: Served) -> None:
     """Once it has answered what it has accepted."""
     await served.batcher.drain()
@@ -62,6 +69,7 @@ class Catalog:
         self._metrics = metrics
         self._entries: dict[str, Entry] = {}
         self._loading: set[str] = set()
+        self._refused: dict[str, BundleError] = {}
         self._retired: set[asyncio.Task[None]] = set()
         self._runtimes: WeakSet[Runtime] = WeakSet()
         # glibc keeps what each thread has freed for that thread: with many that load, as many nets' memory stays.
@@ -102,20 +110,29 @@ class Catalog:
             versions = find_models(self._settings.models).get(folder)
             if versions is None:
                 raise NotFound("the folder holds no model of that name")
-            entry = await self._open(versions)
-            entry.folder = folder
+            self._refused.pop(folder, None)
+            try:
+                self._put(await self._open(versions), folder)
+            except BundleError as error:
+                self._refused[folder] = error
+                raise
         finally:
             self._loading.discard(name)
-        shown = entry.default.name
+
+    def _put(self, entry: Entry, folder: str) -> None:
+        """Serves an entry from now on, in the place of another of its name."""
+        entry.folder, shown = folder, entry.default.name
         before = self._entries.get(shown)
-        if before is not None and before.folder != folder:
+        if shown == loss_model.NAME or (before is not None and before.folder != folder):
             self._retire(entry)
+            if before is None:
+                raise BundleError(f"{folder}: the name {shown} is that of the loss, which is part of the service")
             raise BundleError(f"two folders hold a model named {shown}: {before.folder} and {folder}")
         self._entries[shown] = entry
         if before is not None:
             self._retire(before)
         for served in entry.versions.values():
-            self._metrics.info.labels(served.name, served.version, served.device.provider).set(1)
+            self._metrics.info.labels(*_info_of(served)).set(1)
             log.info("model %s version %s on %s, %s", served.name, served.version, served.device, served.how)
 
     async def unload(self, name: str) -> None:
@@ -195,10 +212,16 @@ class Catalog:
             name: sorted(versions, key=version_key) for name, versions in find_models(self._settings.models).items()
         }
 
+    def why_not(self, name: str, version: str) -> str:
+        """Why a version on disk is not served; the names are those of its folders."""
+        refused = self._refused.get(name)
+        return "not loaded" if refused is None else f"refused: {refused}"
+
     async def _open(self, versions: dict[str, Path]) -> Entry:
         folder = next(iter(versions.values())).parent
         labels = read_labels(folder / LABELS_FILE, versions)
         wanted = {max(versions, key=version_key), *labels.values()}
+        check_cards(versions, wanted)
         found: dict[str, Served] = {}
         try:
             for version in sorted(wanted, key=version_key):
@@ -216,6 +239,11 @@ class Catalog:
         return Entry(found, labels)
 
     def _retire(self, entry: Entry) -> None:
+        there = {_info_of(one) for one in self.all()}
+        for told in {_info_of(one) for one in entry.versions.values()} - there:
+            with suppress(KeyError):  # one that was refused was not told of
+                self._metrics.info.remove(*told)
+
         async def drain() -> None:
             while entry.versions:
                 await _end(entry.versions.popitem()[1])

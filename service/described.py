@@ -31,6 +31,9 @@ def model_document(served: Served, versions: Sequence[str]) -> dict[str, Any]:
         "outputs": outputs,
     }
     card = served.card
+    if card is None and served.runtime.optional:
+        optional = [_tensor(spec) for spec in served.runtime.optional]
+        found["properties"] = {"optional_inputs": to_json(optional).decode()}
     if card is not None:
         if card.detector is None:
             outputs.append({"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(card.labels)]})
@@ -69,22 +72,21 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
-def statistics_document(served: Served, sums: ModelSums) -> dict[str, Any]:
+def statistics_document(name: str, version: str, sums: ModelSums) -> dict[str, Any]:
     """A model's counts and times since it was loaded."""
-    done = {"count": sums.succeeded, "ns": sums.total_ns}
     return {
-        "name": served.name,
-        "version": served.version,
-        "last_inference": 0,
+        "name": name,
+        "version": version,
+        "last_inference": sums.last_ms,
         "inference_count": sums.images,
         "execution_count": sums.runs,
         "inference_stats": {
-            "success": done,
-            "fail": {"count": sums.failed, "ns": 0},
+            "success": {"count": sums.succeeded, "ns": sums.total_ns},
+            "fail": {"count": sums.failed, "ns": sums.failed_ns},
             "queue": {"count": sums.images, "ns": sums.queue_ns},
-            "compute_input": {"count": sums.runs, "ns": 0},
+            "compute_input": {"count": sums.runs, "ns": sums.input_ns},
             "compute_infer": {"count": sums.runs, "ns": sums.infer_ns},
-            "compute_output": {"count": sums.runs, "ns": 0},
+            "compute_output": {"count": sums.runs, "ns": sums.output_ns},
         },
         "batch_stats": [
             {

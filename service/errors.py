@@ -7,6 +7,7 @@ ServiceError
 │   ├── HeadersTooLarge        431  more headers than accepted
 │   ├── NotOffered             501  a part of the protocol that is not offered
 │   ├── NotFound               404  no such model
+│   ├── MethodNotAllowed       405  a path that is asked in another way
 │   ├── BodyTooLarge           413  over a limit of the service
 │   ├── UnsupportedMedia       415  content type or encoding not accepted
 │   ├── RequestTimeout         408  the body did not arrive in time
@@ -73,6 +74,19 @@ class NotFound(RequestError):
     """There is no such model or version."""
 
 
+class MethodNotAllowed(RequestError):
+    """The path is there, and has another method.
+
+    Args:
+        text: to be told.
+        allowed: the method.
+    """
+
+    def __init__(self, text: str, allowed: str) -> None:
+        super().__init__(text)
+        self.allowed = allowed
+
+
 class BodyTooLarge(RequestError):
     """More bytes, images or rows than one request may hold."""
 
@@ -111,6 +125,7 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     HeadersTooLarge: (431, "headers-too-large"),
     NotOffered: (501, "not-offered"),
     NotFound: (404, "not-found"),
+    MethodNotAllowed: (405, "method-not-allowed"),
     RequestTimeout: (408, "request-timeout"),
     Conflict: (409, "conflict"),
     BodyTooLarge: (413, "too-large"),

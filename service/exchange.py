@@ -16,6 +16,7 @@ from service.errors import BodyTooLarge, InvalidRequest, MalformedRequest, Reque
 
 JSON = b"application/json"
 _MOST_PARAMETERS = 100
+_SHORT_GZIP = 1024
 WHOLE = 1 << 16
 """Bytes of a body at most that is held until it is all there; more, and uvicorn pauses reading."""
 
@@ -179,7 +180,10 @@ class Call:
         if len(data) > WHOLE and not getattr(self._cycle, "sees_leaving", False):
             # uvicorn has stopped reading at that size and sees no hang-up until it is asked for a message again.
             self._leaving = asyncio.ensure_future(self._receive())
-        return _gunzip(data, most) if encoding == "gzip" else data
+        if encoding != "gzip":
+            return data
+        # Of few bytes many may come.
+        return _gunzip(data, most) if len(data) < _SHORT_GZIP else await asyncio.to_thread(_gunzip, data, most)
 
     async def _arrived(self, most: int, timeout: float) -> Buffer:
         # Only a body that is not there yet needs a clock.

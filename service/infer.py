@@ -21,27 +21,30 @@ from service.tensors import (
 BINARY = b"application/octet-stream"
 
 
-def check_inputs(tensors: Tensors, specs: Sequence[TensorSpec]) -> None:
+def check_inputs(tensors: Tensors, specs: Sequence[TensorSpec], optional: Sequence[TensorSpec] = ()) -> None:
     """Whether the tensors are those that a model takes.
+
+    Args:
+        tensors: that were sent.
+        specs: inputs that the model needs.
+        optional: others that it takes.
 
     Raises:
         InvalidRequest: one is missing, unknown, or of another datatype or shape; named.
     """
-    unknown = sorted(set(tensors) - {spec.name for spec in specs})
+    found = {spec.name: spec for spec in (*specs, *optional)}
+    unknown = sorted(set(tensors) - set(found))
     if unknown:
-        raise InvalidRequest(f"the model has no input {unknown[0][:64]}; it has {', '.join(s.name for s in specs)}")
+        raise InvalidRequest(f"the model has no input {unknown[0][:64]}; it has {', '.join(found)}")
     for spec in specs:
         if spec.name not in tensors:
             raise InvalidRequest(f"input {spec.name} is missing")
-        tensor = tensors[spec.name]
+    for name, tensor in tensors.items():
+        spec = found[name]
         if tensor.dtype != NUMPY[spec.datatype]:
-            raise InvalidRequest(f"input {spec.name}: the model takes {spec.datatype}, not {datatype_of(tensor)}")
-        if len(tensor.shape) != len(spec.shape) or any(
-            [want not in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)]
-        ):
-            raise InvalidRequest(
-                f"input {spec.name}: the model takes shape {list(spec.shape)}, not {list(tensor.shape)}"
-            )
+            raise InvalidRequest(f"input {name}: the model takes {spec.datatype}, not {datatype_of(tensor)}")
+        if not spec.takes(tensor.shape):
+            raise InvalidRequest(f"input {name}: the model takes shape {list(spec.shape)}, not {list(tensor.shape)}")
 
 
 def write_reply(

@@ -7,10 +7,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from service.bodies import check_json_size
+from service.bodies import check_json_size, parse_long_json
 from service.errors import InvalidRequest, MalformedRequest
 from service.exchange import Buffer, Call
 from service.runtime import TensorSpec
@@ -108,10 +107,7 @@ def read_request(call: Call, body: Buffer, specs: Sequence[TensorSpec], most: in
 
 def _read_head(text: bytes) -> "_Head":
     """All that the JSON of a request says."""
-    try:
-        document = orjson.loads(text)
-    except ValueError:
-        raise MalformedRequest("the request is not valid JSON") from None
+    document = parse_long_json(text)
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
         raise InvalidRequest("inputs: should be a list of tensors")
     if len(document["inputs"]) > _MOST_TENSORS:
@@ -120,7 +116,9 @@ def _read_head(text: bytes) -> "_Head":
     if name is not None and not isinstance(name, str):
         raise InvalidRequest("id: should be text")
     parameters = _parameters(document, "parameters")
-    binary = parameters.get("binary_data_output") is True
+    binary = parameters.get("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise InvalidRequest("parameters: binary_data_output should be true or false")
     sent = _read_sent(document["inputs"])
     return _Head(name, sent, parameters, _read_wanted(document.get("outputs"), binary), binary)
 

@@ -2,8 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,14 +18,14 @@ from service.decoding import Decoded, Encoded, decode
 from service.detector import Wish
 from service.errors import InferenceFailed, InvalidRequest, ServiceError
 from service.metrics import ModelObserver
+from service.onnx_words import words_of
 from service.runtime import Runtime
 
 Answer = TypeVar("Answer")
-# What ONNX Runtime says of a run that failed; its own files and functions are nobody's business.
+# What ONNX Runtime says of a run that failed.
 _OPERATOR = re.compile(r"while running (\w+) node")
-_NOT_THE_INPUT = re.compile(r"allocate memory|bad_alloc|CUDA|CUDNN|CUBLAS")
-_CODE = re.compile(r"/|::|\.(h|cc|cu)\b")
-_LONGEST_REASON = 160
+_TOO_MUCH = re.compile(r"allocate memory|bad_alloc")
+_NOT_THE_INPUT = re.compile(r"CUDA|CUDNN|CUBLAS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,12 @@ class Block:
     Attributes:
         arrays: one per input of the model, in its order; first axis = rows.
         rows: how many.
+        more: inputs that the model does not need, by name; with these it is run alone.
     """
 
     arrays: tuple[NDArray[Any], ...]
     rows: int
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,8 @@ Infer = Callable[[list[Fitted]], Sequence[Answer | Exception]]
 
 
 def weigh(item: Item) -> int:
-    """How many images (rows) an item is."""
-    return item.rows if isinstance(item, Block) else len(item.images) if isinstance(item, Part) else 1
+    """How many images (rows) an item is; at least one."""
+    return max(1, item.rows) if isinstance(item, Block) else len(item.images) if isinstance(item, Part) else 1
 
 
 def kind_of(item: Item) -> Hashable:
@@ -117,7 +119,9 @@ def kind_of(item: Item) -> Hashable:
         return item.wish
     if isinstance(item, Part):
         return THREADED
-    return tuple(array.shape[1:] for array in item.arrays) if isinstance(item, Block) else None
+    if isinstance(item, Block):
+        return id(item) if item.more else tuple(array.shape[1:] for array in item.arrays)
+    return None
 
 
 def measure(weights: Sequence[int], results: Sequence[Any], seconds: float) -> tuple[int, float]:
@@ -193,6 +197,7 @@ def run_blocks(runtime: Runtime, blocks: Sequence[Block]) -> Sequence[Any]:
         spec.name: column[0] if len(blocks) == 1 else np.concatenate(column)
         for spec, column in zip(runtime.inputs, columns, strict=True)
     }
+    feeds.update(blocks[0].more)
     try:
         outputs = runtime.run(feeds, names)
     except InferenceFailed as error:
@@ -216,6 +221,7 @@ def _refusal(failed: InferenceFailed) -> ServiceError:
     operator = _OPERATOR.search(said)
     if operator is None or _NOT_THE_INPUT.search(said):
         return failed
-    why = said.rpartition("Status Message: ")[2].strip()
-    told = "" if _CODE.search(why) or not why.isprintable() else f": {why[:_LONGEST_REASON]}"
-    return InvalidRequest(f"the model does not take this input, its {operator[1]} failed{told}")
+    if _TOO_MUCH.search(said):
+        return InvalidRequest(f"this input makes the model's {operator[1]} ask for more memory than there is")
+    why = words_of(failed.__cause__) if failed.__cause__ else ""
+    return InvalidRequest(f"the model does not take this input, its {operator[1]} failed" + (f": {why}" if why else ""))

@@ -102,6 +102,7 @@ class ModelObserver:
     def decoded(self, seconds: float) -> None:
         """A picture was decoded."""
         self._decode.observe(seconds)
+        self.sums.input_ns += round(seconds * 1e9)
 
     def inferred(self, seconds: float) -> None:
         """The net ran a batch."""
@@ -110,6 +111,7 @@ class ModelObserver:
     def encoded(self, seconds: float) -> None:
         """An answer was put into bytes."""
         self._encode.observe(seconds)
+        self.sums.output_ns += round(seconds * 1e9)
 
     def dropped(self) -> None:
         """An item was dropped since its caller had left."""

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from service.settings import Settings, usable_cores
 from service.warm_up import batch_size, pays_beside, side_by_side
 
 LABELS_FILE = "labels.json"
+_LABEL = re.compile(r"[\w.-]{1,64}", re.ASCII)
 Build = Callable[[Settings, Metrics], Served]
 
 
@@ -154,6 +156,23 @@ def find_models(root: Path) -> dict[str, dict[str, Path]]:
     return found
 
 
+def check_cards(versions: dict[str, Path], wanted: Collection[str]) -> None:
+    """Refuses a graph without a card among bundles: it would take a bundle's place, and say nothing of its pictures.
+
+    Args:
+        versions: of a model, by version.
+        wanted: those that are to be served.
+
+    Raises:
+        BundleError: there is one.
+    """
+    carded = {version for version, path in versions.items() if (path / CARD_FILE).is_file()}
+    without = sorted(set(wanted) - carded)
+    if carded and without:
+        path = versions[without[0]]
+        raise BundleError(f"{relative_name(path.parent / path.name)}: has no {CARD_FILE}, as other versions have")
+
+
 def read_labels(file: Path, versions: dict[str, Path]) -> dict[str, str]:
     """The labels of a model's versions, such as {"stable": "3", "canary": "4"}; none where the file is absent.
 
@@ -168,6 +187,10 @@ def read_labels(file: Path, versions: dict[str, Path]) -> dict[str, str]:
         raise BundleError(f"{relative_name(file)}: is not JSON") from None
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise BundleError(f"{relative_name(file)}: should be an object from label to version, both text")
+    odd = [label for label in labels if label in versions or not _LABEL.fullmatch(label)]
+    if odd:
+        why = "names a version" if odd[0] in versions else "is not of letters, digits, dots, dashes and underscores"
+        raise BundleError(f"{relative_name(file)}: the label {odd[0][:64]!r} {why}")
     missing = sorted(set(labels.values()) - set(versions))
     if missing:
         raise BundleError(f"{relative_name(file)}: there is no version {', '.join(missing)}")

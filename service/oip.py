@@ -11,11 +11,12 @@ from service import loss_model
 from service.begun import Begun
 from service.bodies import parse_json
 from service.described import loss_document, model_document, server_document, statistics_document
-from service.errors import InvalidRequest, NotFound, NotOffered
+from service.errors import InvalidRequest, MethodNotAllowed, NotFound, NotOffered
 from service.exchange import Call, Reply
 from service.oip_infer import begin_infer, check_loss_version, infer
 from service.served import Served
 from service.state import ServiceState
+from service.sums import CountedModel
 
 _CONTROL_BYTES = 64 * 1024
 _NOT_OFFERED = {"trace", "logging", "systemsharedmemory", "cudasharedmemory"}
@@ -24,36 +25,33 @@ Answer = Callable[[ServiceState, Call], Awaitable[Reply]]
 
 async def answer(state: ServiceState, call: Call) -> Reply:
     """Any request under /v2."""
-    parts = call.path.split("/")[2:]
-    match call.method, parts:
-        case "POST", ["models", name, "infer"] if name:  # first, since it is asked by far the most
-            return await _model(state, call, name, None, ["infer"])
-        case "GET", [] | [""]:
-            _route(call, "/v2")
+    match call.path.split("/")[2:]:
+        case [] | [""]:
+            _route(call, "GET", "/v2")
             return _json(server_document())
-        case "GET", ["health", "live"]:
-            _route(call, "/v2/health/live")
-            return _json({"live": True, "ready": True})
-        case "GET", ["health", "ready"]:
-            _route(call, "/v2/health/ready")
+        case ["health", "live"]:
+            _route(call, "GET", "/v2/health/live")
+            return _json({"live": True, "ready": state.ready})
+        case ["health", "ready"]:
+            _route(call, "GET", "/v2/health/ready")
             state.check_ready()
             return _json({"live": True, "ready": True})
-        case "GET", ["models", "stats"]:
-            _route(call, "/v2/models/stats")
-            return await _statistics(state, state.catalog.all())
-        case _, ["models", name, "versions", version, *rest] if name and version:
+        case ["models", "stats"]:
+            _route(call, "GET", "/v2/models/stats")
+            return await _statistics(state, [*map(_sums_of, state.catalog.all()), state.loss])
+        case ["models", name, "versions", version, *rest] if name and version:
             return await _model(state, call, name, version, rest)
-        case _, ["models", name, *rest] if name:
+        case ["models", name, *rest] if name:
             return await _model(state, call, name, None, rest)
-        case "POST", ["repository", "index"]:
-            _route(call, "/v2/repository/index")
+        case ["repository", "index"]:
+            _route(call, "POST", "/v2/repository/index")
             return await _index(state, call)
-        case "POST", ["repository", "models", name, "load" | "unload" as what]:
-            _route(call, f"/v2/repository/models/{{model}}/{what}")
+        case ["repository", "models", name, "load" | "unload" as what]:
+            _route(call, "POST", f"/v2/repository/models/{{model}}/{what}")
             return await _control(state, call, name, what)
-    if parts and parts[0] in _NOT_OFFERED:
-        raise NotOffered(f"{parts[0]} is not offered by this server")
-    raise NotFound("there is no such path, or it has no such method")
+        case [part, *_] if part in _NOT_OFFERED:
+            raise NotOffered(f"{part} is not offered by this server")
+    raise NotFound("there is no such path")
 
 
 def begin(state: ServiceState, call: Call, body: bytes) -> Begun | None:
@@ -65,7 +63,7 @@ def begin(state: ServiceState, call: Call, body: bytes) -> Begun | None:
             route = "/v2/models/{model}/versions/{version}/infer"
         case _:
             return None
-    _route(call, route)
+    _route(call, "POST", route)
     return begin_infer(state, call, body, name, version)
 
 
@@ -73,39 +71,46 @@ async def _model(state: ServiceState, call: Call, name: str, version: str | None
     if rest and rest[0] in _NOT_OFFERED:
         raise NotOffered(f"{rest[0]} is not offered by this server")
     template = "/v2/models/{model}" + ("/versions/{version}" if version else "")
-    if call.method == "POST" and rest == ["infer"]:
-        _route(call, template + "/infer")
+    if rest == ["infer"]:
+        _route(call, "POST", template + "/infer")
         return await infer(state, call, name, version)
-    if call.method != "GET" or rest not in ([], ["ready"], ["stats"]):
-        raise NotFound("there is no such path, or it has no such method")
-    _route(call, "/".join([template, *rest]))
-    served = None if name == loss_model.NAME else state.served(name, version)
-    if served is None:
+    if rest not in ([], ["ready"], ["stats"]):
+        raise NotFound("there is no such path")
+    _route(call, "GET", "/".join([template, *rest]))
+    if name == loss_model.NAME:
         check_loss_version(version)
+        return await _of_loss(state, rest)
+    served = state.served(name, version)
     if rest == ["ready"]:
-        ready = served is None or served.batcher.alive
-        return _json({"name": name, "ready": ready})
+        return _json({"name": name, "ready": served.batcher.alive})
     if rest == ["stats"]:
-        return await _statistics(state, [served] if served else [])
-    if served is None:
-        return _json(loss_document())
+        return await _statistics(state, [_sums_of(served)])
     versions = sorted(state.catalog.entry(served.name).versions, key=version_key)
     return _json(model_document(served, versions))
+
+
+async def _of_loss(state: ServiceState, rest: Sequence[str]) -> Reply:
+    """What is asked of a model, of the one that is part of the service."""
+    if rest == ["ready"]:
+        return _json({"name": loss_model.NAME, "ready": True})
+    return await _statistics(state, [state.loss]) if rest == ["stats"] else _json(loss_document())
 
 
 async def _index(state: ServiceState, call: Call) -> Reply:
     body = await call.body(_CONTROL_BYTES, state.settings.body_timeout)
     asked = parse_json(body) if body.strip() else {}
     only_ready = isinstance(asked, dict) and asked.get("ready") is True
-    loaded = {(one.name, one.version) for one in state.catalog.all()}
-    on_disk = {(name, version) for name, versions in state.catalog.available().items() for version in versions}
-    rows = [
-        {"name": name, "version": version, "state": "READY" if (name, version) in loaded else "UNAVAILABLE",
-         "reason": "" if (name, version) in loaded else "not loaded"}
-        for name, version in sorted(loaded | on_disk)
-        if not only_ready or (name, version) in loaded
-    ]  # fmt: skip
-    return _json(rows)
+    catalog = state.catalog
+    ready = {(one.name, one.version) for one in catalog.all()} | {(loss_model.NAME, loss_model.VERSION)}
+    on_disk = {(name, version) for name, versions in catalog.available().items() for version in versions}
+    return _json(
+        [
+            {"name": name, "version": version, "state": "READY", "reason": ""}
+            if (name, version) in ready
+            else {"name": name, "version": version, "state": "UNAVAILABLE", "reason": catalog.why_not(name, version)}
+            for name, version in sorted(ready if only_ready else ready | on_disk)
+        ]
+    )
 
 
 async def _control(state: ServiceState, call: Call, name: str, what: str) -> Reply:
@@ -125,14 +130,17 @@ async def _control(state: ServiceState, call: Call, name: str, what: str) -> Rep
     return Reply(b"")
 
 
-async def _statistics(state: ServiceState, models: Sequence[Served]) -> Reply:
+def _sums_of(served: Served) -> CountedModel:
+    return served.name, served.version, served.observer.sums
+
+
+async def _statistics(state: ServiceState, models: Sequence[CountedModel]) -> Reply:
     others = await state.others()
     found = []
-    for served in models:
-        sums = served.observer.sums
+    for name, version, sums in models:
         for other in others:
-            sums = sums.plus(other.of_model(served.name, served.version))
-        found.append(statistics_document(served, sums))
+            sums = sums.plus(other.of_model(name, version))
+        found.append(statistics_document(name, version, sums))
     return _json({"model_stats": found})
 
 
@@ -140,6 +148,8 @@ def _json(document: Any) -> Reply:
     return Reply(to_json(document, inf_nan_mode="null"))
 
 
-def _route(call: Call, template: str) -> None:
-    """What metrics and spans call the path, however it is answered."""
+def _route(call: Call, method: str, template: str) -> None:
+    """What metrics and spans call the path, however it is answered; and the only method that it has."""
     call.scope["focalserve.route"] = template
+    if call.method != method:
+        raise MethodNotAllowed(f"that path has no such method; it has {method}", method)

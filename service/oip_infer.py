@@ -32,17 +32,17 @@ Outputs = tuple[dict[str, NDArray[Any]], Mapping[str, Sequence[str]]]
 
 async def infer(state: ServiceState, call: Call, name: str, version: str | None) -> Reply:
     """The answer of a model, or of the loss."""
-    start, most = perf_counter(), state.settings.max_json_bytes
+    start = perf_counter()
     receive = call.binary if call.header(LENGTH_HEADER) else call.body
     body = await receive(state.settings.max_body_bytes, state.settings.body_timeout)
     if name == loss_model.NAME:
         check_loss_version(version)
-        return await asyncio.to_thread(_loss_reply, call, body, most)
+        return await _loss(state, call, body, start)
     served = state.served(name, version)
     ok = False
     served.batcher.holders += 1
     try:
-        request = await _read(call, body, served, most)
+        request = await _read(call, body, served, state.settings.max_json_bytes)
         outputs, labels, timed = await _run(state, served, call, request)
         encoding = perf_counter()
         reply = write_reply(request, served.name, served.version, outputs, labels)
@@ -97,10 +97,26 @@ async def _read(call: Call, body: Buffer, served: Served, most: int) -> InferReq
     return await asyncio.to_thread(read_request, call, body, served.runtime.inputs, most)
 
 
-def _loss_reply(call: Call, body: Buffer, most: int) -> Reply:
+async def _loss(state: ServiceState, call: Call, body: Buffer, start: float) -> Reply:
+    """The answer of the loss, worked out in a thread."""
+    sums, ok = state.loss[-1], False
+    try:
+        reply, rows, seconds = await asyncio.to_thread(_loss_reply, call, body, state.settings.max_json_bytes)
+        sums.run(rows, seconds)
+        ok = True
+    finally:
+        sums.request(ok, perf_counter() - start)
+    return reply
+
+
+def _loss_reply(call: Call, body: Buffer, most: int) -> tuple[Reply, int, float]:
+    """The answer, its rows, and the seconds that their loss took."""
     request = read_request(call, body, loss_model.INPUTS, most)
+    start = perf_counter()
     outputs, more = loss_model.compute(request)
-    return write_reply(request, loss_model.NAME, loss_model.VERSION, outputs, {}, more)
+    took = perf_counter() - start
+    reply = write_reply(request, loss_model.NAME, loss_model.VERSION, outputs, {}, more)
+    return reply, len(request.inputs["logits"]), took
 
 
 async def _run(
@@ -172,24 +188,24 @@ def _images(state: ServiceState, served: Served, request: InferRequest) -> NDArr
 
 def _block(served: Served, tensors: Tensors) -> Block:
     """A graph without a card: tensors as they are; batched with others where the first side is free."""
-    specs = served.runtime.inputs
-    check_inputs(tensors, specs)
-    given = [tensors[spec.name] for spec in specs]
-    if served.runtime.operators.empty_ends and not all(one.size for one in given):
+    runtime = served.runtime
+    check_inputs(tensors, runtime.inputs, runtime.optional)
+    if runtime.operators.empty_ends and not all(one.size for one in tensors.values()):
         raise InvalidRequest("a tensor is empty, which the model does not take, by its LSTM or GRU")
-    arrays = tuple([as_text(one) if one.dtype == np.object_ else _aligned(one) for one in given])
-    rows = 1
-    if served.runtime.batchable:
-        rows = len(arrays[0])
-        if any([len(array) != rows for array in arrays]):
-            raise InvalidRequest("the inputs differ in their first side")
-        if rows == 0:
-            raise InvalidRequest("there are no rows in the request")
-    return Block(arrays, rows)
+    needed = [spec.name for spec in runtime.inputs]
+    arrays = tuple([_native(tensors[name]) for name in needed])
+    rows = len(arrays[0]) if runtime.batchable else 1
+    if runtime.batchable and any([len(array) != rows for array in arrays]):
+        raise InvalidRequest("the inputs differ in their first side")
+    if len(tensors) == len(needed):
+        return Block(arrays, rows)
+    return Block(arrays, rows, {name: _native(one) for name, one in tensors.items() if name not in needed})
 
 
-def _aligned(tensor: NDArray[Any]) -> NDArray[Any]:
-    """After JSON of any length the binary tensors lie anywhere."""
+def _native(tensor: NDArray[Any]) -> NDArray[Any]:
+    """As ONNX Runtime takes it: BYTES as text, all else aligned, as binary tensors after JSON of any length are not."""
+    if tensor.dtype == np.object_:
+        return as_text(tensor)
     return tensor if tensor.flags.aligned else tensor.copy()
 
 

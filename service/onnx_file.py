@@ -14,6 +14,8 @@ _INSIDE = {
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _OPERATOR, _DOMAIN = 4, 7
+_GRAPH, _VALUES, _NAME, _TYPE, _TENSOR_TYPE, _SHAPE = 7, (11, 12), 1, 2, 1, 2
+"""From a model to the shapes of its inputs and outputs."""
 _DEEPEST = 100
 _STEADY_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 _UNSTEADY = {
@@ -70,6 +72,25 @@ class Operators:
         self.steady = known and names[_OPERATOR].isdisjoint(_UNSTEADY)
         self.by_rows = known and names[_OPERATOR] <= _BY_ROWS
         self.empty_ends = not names[_OPERATOR].isdisjoint(_NOTHING_ENDS)
+
+
+def without_rank(graph: bytes) -> set[str]:
+    """Inputs and outputs of which the graph does not even say how many sides they have."""
+    found: set[str] = set()
+    try:
+        for inside in _messages(memoryview(graph), _GRAPH):
+            for value in [one for field in _VALUES for one in _messages(inside, field)]:
+                tensors = [tensor for kind in _messages(value, _TYPE) for tensor in _messages(kind, _TENSOR_TYPE)]
+                if tensors and not any(_messages(tensor, _SHAPE) for tensor in tensors):
+                    found |= {bytes(name).decode("utf-8", "replace") for name in _messages(value, _NAME)}
+    except (IndexError, ValueError):
+        pass  # no ONNX graph, which the runtime refuses
+    return found
+
+
+def _messages(data: memoryview, number: int) -> list[memoryview]:
+    """The fields of that number which are messages, or text."""
+    return [value for field, value in _fields(data) if field == number and isinstance(value, memoryview)]
 
 
 def _all_fields(graph: bytes) -> Iterator[tuple[str, int, int | memoryview]]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from models.bundle import GRAPH_FILE
 from models.errors import BundleError, DeviceUnavailable
 from service.errors import InferenceFailed, NotReady, ServiceError
-from service.onnx_file import Operators, has_external_data
+from service.onnx_file import Operators, has_external_data, without_rank
+from service.onnx_words import words_of
 
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
@@ -43,11 +44,21 @@ class TensorSpec:
         name: in the graph.
         datatype: of the Open Inference Protocol, such as FP32.
         shape: -1 where it varies.
+        ranked: whether it has as many sides as `shape`; where not, any number of them.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    ranked: bool = True
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of that shape may be given."""
+        if not self.ranked:
+            return True
+        return len(shape) == len(self.shape) and all(
+            [want in (-1, got) for want, got in zip(self.shape, shape, strict=True)]
+        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Runtime:
 
     Attributes:
         inputs: of the graph.
+        optional: inputs that have a value where none is given.
         outputs: of the graph.
         metadata: that the graph carries.
         batchable: whether rows of several requests may share a run, as the names of the sides have it.
@@ -95,8 +107,11 @@ class Runtime:
         self._session, self.device = _open_session(graph, device, threads, file)
         self._run_options = ort.RunOptions()
         self.operators = Operators(graph)
-        self.inputs = tuple(_spec(node, f"{file}: the input") for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node, f"{file}: the output") for node in self._session.get_outputs())
+        free = without_rank(graph)
+        self.inputs = tuple(_spec(node, f"{file}: the input", free) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, f"{file}: the output", free) for node in self._session.get_outputs())
+        more = [node for node in self._session.get_overridable_initializers() if node.type in DATATYPES]
+        self.optional = tuple(_spec(node, f"{file}: the input", free) for node in more)
         if not self.inputs or not self.outputs:
             raise BundleError(f"{file}: a model without inputs or outputs cannot be served")
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -112,8 +127,8 @@ class Runtime:
         self._run_options.terminate = True
 
     def blank_row(self) -> dict[str, NDArray[Any]] | None:
-        """Zeros for one row; None where an input is text, or has a side that varies besides the first."""
-        if any(spec.datatype == "BYTES" or -1 in spec.shape[1:] for spec in self.inputs):
+        """Zeros for one row; None where an input is text, of any rank, or has a side that varies besides the first."""
+        if any(spec.datatype == "BYTES" or -1 in spec.shape[1:] or not spec.ranked for spec in self.inputs):
             return None
         kinds = dict(DATATYPES.values())
         return {
@@ -172,9 +187,11 @@ class Runtime:
         return NotReady("the model was ended") if ended else InferenceFailed("the model's run failed")
 
 
-def _spec(node: Any, side: str) -> TensorSpec:
+def _spec(node: Any, side: str, free: set[str]) -> TensorSpec:
     if node.type not in DATATYPES:
         raise BundleError(f"{side} {node.name} is a {node.type}; only plain tensors, and not bfloat16, can be served")
+    if not node.shape and node.name in free:
+        return TensorSpec(node.name, DATATYPES[node.type][0], (-1,), ranked=False)
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape)
     return TensorSpec(node.name, DATATYPES[node.type][0], shape)
 
@@ -222,4 +239,4 @@ def _session(graph: bytes, providers: list[str], threads: int, file: str) -> ort
     try:
         return ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-        raise BundleError(f"{file}: ONNX Runtime cannot load it ({type(error).__name__})") from error
+        raise BundleError(f"{file}: ONNX Runtime cannot load it: {words_of(error) or type(error).__name__}") from error

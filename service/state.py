@@ -10,6 +10,7 @@ from typing import Any
 
 from models.card import ModelCard
 from models.errors import BundleError, DeviceUnavailable, FocalserveError
+from service import loss_model
 from service.audit_store import AuditStore
 from service.audits import Audits
 from service.catalog import Catalog
@@ -19,7 +20,7 @@ from service.image_runner import ImageRunner
 from service.metrics import Metrics
 from service.served import Served
 from service.settings import Settings, usable_cores
-from service.sums import Sums
+from service.sums import CountedModel, ModelSums, Sums
 from service.telemetry import open_telemetry
 
 log = logging.getLogger("focalserve")
@@ -37,6 +38,7 @@ class ServiceState:
         self.settings = settings
         self.metrics = Metrics()
         self.catalog = Catalog(settings, self.metrics)
+        self.loss: CountedModel = (loss_model.NAME, loss_model.VERSION, ModelSums())
         self.telemetry = open_telemetry(os.environ)
         store = AuditStore(
             settings.audit_dir, settings.max_audits, settings.audit_max_total_bytes, settings.audit_ttl
@@ -73,6 +75,15 @@ class ServiceState:
         for served in self.catalog.all():
             if not served.batcher.alive:
                 raise NotReady(f"the batcher of model {served.name} has died")
+
+    @property
+    def ready(self) -> bool:
+        """Whether `check_ready` has nothing to say."""
+        try:
+            self.check_ready()
+        except FocalserveError:
+            return False
+        return True
 
     def served(self, name: str | None, version: str | None = None) -> Served:
         """The model of that name and version, once the models are there.
@@ -128,7 +139,7 @@ class ServiceState:
     def own_sums(self) -> Sums:
         """What this process has counted."""
         models = [(one.name, one.version, one.observer.sums) for one in self.catalog.all()]
-        return Sums.read(self.metrics.registry, models)
+        return Sums.read(self.metrics.registry, [*models, self.loss])
 
     async def _share(self, change: tuple[str, str] | None = None) -> None:
         """Has the other processes serve what this one serves."""
@@ -182,7 +193,7 @@ class ServiceState:
             self._on_refused()
         else:
             self._why_not = None
-            self.metrics.ready.set_function(self._ready_number)
+            self.metrics.ready.set_function(lambda: float(self.ready))
             _settle()
             log.info("models loaded and warm in %.2f s", perf_counter() - start)
             on_ready()
@@ -191,13 +202,6 @@ class ServiceState:
     def _refuse(self, error: FocalserveError) -> None:
         log.error("not ready: %s", error)
         self._why_not = error
-
-    def _ready_number(self) -> float:
-        try:
-            self.check_ready()
-        except FocalserveError:
-            return 0.0
-        return 1.0
 
 
 def _settle() -> None:

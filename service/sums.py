@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from time import time_ns
 from typing import Any
 
 from prometheus_client import Metric
@@ -27,46 +28,67 @@ class ModelSums:
         images: that were run.
         runs: of the net.
         queue_ns: that images waited.
+        input_ns: of decoding.
         infer_ns: of the runs.
+        output_ns: of putting answers into bytes.
         succeeded: requests.
         failed: requests.
-        total_ns: of the requests.
+        total_ns: of the requests that succeeded.
+        failed_ns: of those that did not.
+        last_ms: when the last one was answered, milliseconds since 1970; 0: none was.
         by_size: runs and their nanoseconds by batch size.
     """
 
     images: int = 0
     runs: int = 0
     queue_ns: int = 0
+    input_ns: int = 0
     infer_ns: int = 0
+    output_ns: int = 0
     succeeded: int = 0
     failed: int = 0
     total_ns: int = 0
+    failed_ns: int = 0
+    last_ms: int = 0
     by_size: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def batch(self, size: int, queued_seconds: float, run_seconds: float) -> None:
         """A batch was run."""
+        self.queue_ns += round(queued_seconds * 1e9)
+        self.run(size, run_seconds)
+        count, ns = self.by_size.get(size, (0, 0))
+        self.by_size[size] = count + 1, ns + round(run_seconds * 1e9)
+
+    def run(self, size: int, seconds: float) -> None:
+        """So many images (rows) were run."""
         self.images += size
         self.runs += 1
-        self.queue_ns += round(queued_seconds * 1e9)
-        took = round(run_seconds * 1e9)
-        self.infer_ns += took
-        count, ns = self.by_size.get(size, (0, 0))
-        self.by_size[size] = count + 1, ns + took
+        self.infer_ns += round(seconds * 1e9)
 
     def request(self, ok: bool, seconds: float) -> None:
         """A request for the model was answered."""
-        self.succeeded += ok
-        self.failed += not ok
-        self.total_ns += round(seconds * 1e9)
+        took = round(seconds * 1e9)
+        if ok:
+            self.succeeded += 1
+            self.total_ns += took
+            self.last_ms = time_ns() // 1_000_000
+        else:
+            self.failed += 1
+            self.failed_ns += took
 
     def plus(self, other: "ModelSums") -> "ModelSums":
         """Both."""
-        names = [one.name for one in fields(self) if one.name != "by_size"]
+        names = [one.name for one in fields(self) if one.name not in ("by_size", "last_ms")]
         by_size = dict(self.by_size)
         for size, (count, ns) in other.by_size.items():
             before = by_size.get(size, (0, 0))
             by_size[size] = before[0] + count, before[1] + ns
-        return ModelSums(**{name: getattr(self, name) + getattr(other, name) for name in names}, by_size=by_size)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return ModelSums(**sums, last_ms=max(self.last_ms, other.last_ms), by_size=by_size)
+
+
+CountedModel = tuple[str, str, ModelSums]
+"""A model's name, its version and its sums."""
 
 
 class Sums(BaseModel):
@@ -78,10 +100,10 @@ class Sums(BaseModel):
     """
 
     samples: list[Row] = []
-    models: list[tuple[str, str, ModelSums]] = []
+    models: list[CountedModel] = []
 
     @classmethod
-    def read(cls, collector: Collector, models: Iterable[tuple[str, str, ModelSums]]) -> "Sums":
+    def read(cls, collector: Collector, models: Iterable[CountedModel]) -> "Sums":
         """As they are now."""
         families = [one for one in collector.collect() if one.name in _GAUGES or one.type in _LASTING]
         samples = [

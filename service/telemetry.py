@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("focalserve")
 _ASKED = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
-_PARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
-_NO_TRACE = "0" * 32
+_PARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 def trace_of(parent: bytes) -> str | None:
@@ -29,8 +28,9 @@ def trace_of(parent: bytes) -> str | None:
     Source: W3C Trace Context, level 1.
     """
     found = _PARENT.fullmatch(parent)
-    trace = found[1].decode() if found else _NO_TRACE
-    return None if trace == _NO_TRACE else trace
+    if found is None or (found[1] == b"00" and found[3] is not None):  # what may follow is for versions to come
+        return None
+    return found[2].decode()
 
 
 class Telemetry:

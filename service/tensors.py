@@ -68,7 +68,7 @@ def from_json(head: WireTensor, data: Any) -> NDArray[Any]:
         raise InvalidRequest(f"{head.name}: FP16 has no JSON form; send it as binary")
     if not isinstance(data, list):
         raise InvalidRequest(f"{head.name}: data should be a list")
-    flat = _flatten(data)
+    flat = _flatten(head, data)
     if len(flat) != head.count:
         raise InvalidRequest(f"{head.name}: shape says {head.count} elements, data has {len(flat)}")
     if not set(map(type, flat)) <= _JSON_KINDS.get(head.datatype, {int, float}):
@@ -156,11 +156,15 @@ def top_classes(rows: NDArray[Any], count: int, labels: Sequence[str] | None) ->
     return found
 
 
-def _flatten(data: list[Any]) -> list[Any]:
+def _flatten(head: WireTensor, data: list[Any]) -> list[Any]:
+    nested = [len(data)]
     while data and type(data[0]) is list:
-        if any(type(part) is not list for part in data):
-            raise InvalidRequest("data is nested unevenly")
+        if any(type(part) is not list or len(part) != len(data[0]) for part in data):
+            raise InvalidRequest(f"{head.name}: data is nested unevenly")
+        nested.append(len(data[0]))
         data = [one for part in data for one in part]
+    if len(nested) > 1 and len(nested) == len(head.shape) and tuple(nested) != head.shape:
+        raise InvalidRequest(f"{head.name}: shape says {list(head.shape)}, data is nested as {nested}")
     return data
 
 

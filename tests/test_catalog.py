@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from tests.wire import binary, error_of, outputs_of, tensor
 
 LOAD = "/v2/repository/models/linear/load"
 UNLOAD = "/v2/repository/models/linear/unload"
+LOSS = ("focal_loss", "1")
 IMAGE = png_of(pictures(1, SIZE)[0])
 BIG = encoded(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8), "PNG")
 
@@ -48,17 +50,23 @@ async def index(http: httpx.AsyncClient, **body: Any) -> dict[tuple[str, str], s
     return {(row["name"], row["version"]): row["state"] for row in rows}
 
 
+async def versions_in_metrics(http: httpx.AsyncClient) -> set[str]:
+    text = (await http.get("/metrics")).text
+    return set(re.findall(r'focalserve_model_info\{model="linear",provider="\w+",version="(\w+)"\} 1\.0', text))
+
+
 async def test_the_newest_version_answers_and_the_others_are_not_loaded(tmp_path: Path) -> None:
     for version in ("1", "2", "10"):
         write_linear(tmp_path, version=version)
     async with served(tmp_path) as http:
         assert await version_of(http) == "10"
         assert await index(http) == {
+            LOSS: "READY",
             ("linear", "1"): "UNAVAILABLE",
             ("linear", "2"): "UNAVAILABLE",
             ("linear", "10"): "READY",
         }
-        assert await index(http, ready=True) == {("linear", "10"): "READY"}
+        assert await index(http, ready=True) == {LOSS: "READY", ("linear", "10"): "READY"}
         assert "no such version; it has 10" in error_of(await http.get("/v2/models/linear/versions/1"), 404)
 
 
@@ -69,22 +77,26 @@ async def test_labels_say_which_versions_are_served_and_which_is_the_default(tmp
     labels.write_text('{"stable": "1", "canary": "3"}')
     async with served(tmp_path) as http:
         assert await version_of(http) == "1"
-        assert set(await index(http, ready=True)) == {("linear", "1"), ("linear", "3")}
+        assert set(await index(http, ready=True)) == {LOSS, ("linear", "1"), ("linear", "3")}
+        assert await versions_in_metrics(http) == {"1", "3"}
         labels.write_text('{"stable": "2"}')
         assert (await http.post(LOAD)).status_code == 200
         assert await version_of(http) == "2"
+        assert await versions_in_metrics(http) == {"2", "3"}
         assert "no such version" in error_of(await http.get("/v2/models/linear/versions/canary"), 404)
         labels.write_text('{"stable": "9"}')
         assert "no version 9" in error_of(await http.post(LOAD))
         assert await version_of(http) == "2"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"stable": 1}', '{"stable": "7"}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"stable": 1}', '{"stable": "7"}', '{"1": "2"}', '{"": "1"}', '{"a/b": "1"}', "\udcff"]
+)
 def test_a_labels_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "labels.json"
     file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(BundleError, match=r"labels\.json"):
-        read_labels(file, {"1": tmp_path})
+        read_labels(file, {"1": tmp_path, "2": tmp_path})
 
 
 def test_models_are_found_as_bundles_graphs_and_files_and_never_in_hidden_folders(tmp_path: Path) -> None:
@@ -205,12 +217,29 @@ async def test_a_load_from_the_request_itself_is_not_offered(tmp_path: Path) -> 
             error_of(await http.post(f"/v2/repository/models/{name}/load"), 404)
 
 
+async def test_a_graph_without_a_card_takes_no_bundles_place(tmp_path: Path) -> None:
+    write_linear(tmp_path)
+    async with served(tmp_path) as http:
+        (tmp_path / "linear" / "2").mkdir()
+        (tmp_path / "linear" / "2" / "model.onnx").write_bytes(relu(("n", 3)))
+        assert "linear/2: has no card.json" in error_of(await http.post(LOAD))
+        assert await version_of(http) == "1"
+
+
+async def test_the_name_of_the_loss_is_taken(tmp_path: Path) -> None:
+    write_linear(tmp_path)
+    async with served(tmp_path) as http:
+        write_foreign(tmp_path, focal_loss=relu(("n", 3)))
+        assert "is that of the loss" in error_of(await http.post("/v2/repository/models/focal_loss/load"))
+        assert (await index(http))[LOSS] == "READY"
+
+
 async def test_loading_can_be_switched_off(tmp_path: Path) -> None:
     write_linear(tmp_path)
     async with served(tmp_path, model_control=False) as http:
         assert "switched off" in error_of(await http.post(LOAD), 501)
         assert "switched off" in error_of(await http.post(UNLOAD), 501)
-        assert (await index(http)) == {("linear", "1"): "READY"}
+        assert (await index(http)) == {LOSS: "READY", ("linear", "1"): "READY"}
 
 
 async def test_a_foreign_graph_that_cannot_be_served_is_refused_with_words(tmp_path: Path) -> None:
@@ -219,7 +248,10 @@ async def test_a_foreign_graph_that_cannot_be_served_is_refused_with_words(tmp_p
         write_foreign(tmp_path, odd=sequence(), broken=b"garbage")
         said = error_of(await http.post("/v2/repository/models/odd/load"))
         assert "odd.onnx: the output y is a seq" in said and "only plain tensors" in said
-        assert "cannot load it" in error_of(await http.post("/v2/repository/models/broken/load"))
+        said = error_of(await http.post("/v2/repository/models/broken/load"))
+        assert "broken.onnx: ONNX Runtime cannot load it: " in said
+        rows = {row["name"]: row["reason"] for row in (await http.post("/v2/repository/index")).json()}
+        assert rows["broken"] and said.endswith(rows["broken"].removeprefix("refused: ")) and rows["linear"] == ""
         assert await version_of(http) == "1"
 
 

@@ -109,6 +109,14 @@ async def test_gzip_is_unpacked_and_counts_unpacked() -> None:
         await call_of([gzip.compress(b"x" * 1001)], gzipped).body(1000, 5)
 
 
+async def test_others_are_answered_while_a_long_gzip_is_unpacked() -> None:
+    packed, others = gzip.compress(bytes(range(256)) * 20_000), asyncio.Event()
+    assert 1024 < len(packed)
+    asyncio.get_running_loop().call_soon(others.set)
+    assert len(await call_of([packed], {"content-encoding": "gzip"}).body(10**7, 5)) == 5_120_000
+    assert others.is_set()
+
+
 async def test_a_gzip_bomb_is_refused_within_its_limit() -> None:
     bomb = gzip.compress(b"\0" * 50_000_000)
     began = time.perf_counter()

@@ -139,6 +139,26 @@ async def test_inputs_are_named_when_they_are_missing_or_unknown(http: httpx.Asy
     assert "no input weights" in error_of(await http.post(URL, json={"inputs": three}))
 
 
+async def test_it_has_statistics_like_any_model(http: httpx.AsyncClient) -> None:
+    async def stats(path: str = "focal_loss/") -> Any:
+        return next(
+            one
+            for one in (await http.get(f"/v2/models/{path}stats")).json()["model_stats"]
+            if one["name"] == "focal_loss"
+        )
+
+    before = await stats()
+    await ask(http, LOGITS, LABELS)
+    error_of(await http.post(URL, json={"inputs": []}))
+    after = await stats()
+    assert after == await stats("")
+    assert after["inference_count"] - before["inference_count"] == len(LOGITS)
+    assert after["execution_count"] - before["execution_count"] == 1
+    for name in ("success", "fail"):
+        assert after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"] == 1
+    assert after["last_inference"] > 0
+
+
 async def test_it_has_metadata_and_a_version_like_any_model(http: httpx.AsyncClient) -> None:
     found = (await http.get("/v2/models/focal_loss")).json()
     assert found["versions"] == ["1"] and [one["name"] for one in found["inputs"]] == ["logits", "labels"]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,15 @@ async def test_statistics_count_what_was_answered(http: httpx.AsyncClient) -> No
         (found,) = (await http.get("/v2/models/linear/versions/2/stats")).json()["model_stats"]
         return dict(found)
 
-    before = await stats()
+    before, began = await stats(), time.time_ns() // 1_000_000
     url = "/v2/models/linear/versions/2/infer"
     await http.post(url, json={"inputs": [tensor("image", IMAGES)]})
     error_of(await http.post(url, json={"inputs": []}))
     after = await stats()
     assert (after["name"], after["version"]) == ("linear", "2")
+    assert began <= after["last_inference"] <= time.time() * 1e3
+    assert all(after["inference_stats"][name]["ns"] > 0 for name in ("success", "fail", "compute_infer"))
+    assert after["inference_stats"]["compute_output"]["ns"] > before["inference_stats"]["compute_output"]["ns"]
     assert after["inference_count"] - before["inference_count"] == 3
     assert 1 <= after["execution_count"] - before["execution_count"] <= 3
     for name in ("success", "fail"):
@@ -172,9 +176,6 @@ async def test_what_is_not_offered_says_so(http: httpx.AsyncClient, method: str,
         ("GET", "/v2/models/linear/versions/preview"),
         ("GET", "/v2/models/..%2F..%2Fetc/ready"),
         ("GET", f"/v2/models/{'x' * 256}"),
-        ("GET", "/v2/models/linear/infer"),
-        ("DELETE", "/v2/models/linear"),
-        ("OPTIONS", URL),
         ("POST", "/v2//models/linear/infer"),
         ("POST", "/v2/models//infer"),
         ("GET", "/v2/nothing"),
@@ -182,6 +183,27 @@ async def test_what_is_not_offered_says_so(http: httpx.AsyncClient, method: str,
 )
 async def test_what_is_not_there_is_404_with_a_text(http: httpx.AsyncClient, method: str, path: str) -> None:
     error_of(await http.request(method, path), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", URL, "POST"),
+        ("OPTIONS", URL, "POST"),
+        ("DELETE", "/v2/models/linear", "GET"),
+        ("POST", "/v2/models/linear/versions/1/ready", "GET"),
+        ("POST", "/v2/models/focal_loss/stats", "GET"),
+        ("POST", "/v2", "GET"),
+        ("PUT", "/v2/health/live", "GET"),
+        ("GET", "/v2/repository/index", "POST"),
+        ("GET", "/v2/repository/models/linear/load", "POST"),
+    ],
+)
+async def test_another_method_is_405_and_told_the_right_one(
+    http: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    answer = await http.request(method, path)
+    assert f"it has {allowed}" in error_of(answer, 405) and answer.headers["allow"] == allowed
 
 
 async def test_only_answers_of_inference_are_packed(http: httpx.AsyncClient) -> None:

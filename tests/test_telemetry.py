@@ -19,6 +19,10 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
         (f"00-{'0' * 32}-b7ad6b7169203331-01", None),
         (f"00-{TRACE.upper()}-b7ad6b7169203331-01", None),
         (f"00-{TRACE}-b7ad6b7169203331", None),
+        (f"00-{TRACE}-b7ad6b7169203331-01-more", None),
+        (f"cc-{TRACE}-b7ad6b7169203331-01more", None),
+        (f"ff-{TRACE}-b7ad6b7169203331-01", None),
+        (f"00-{TRACE}-{'0' * 16}-01", None),
         ("", None),
     ],
 )

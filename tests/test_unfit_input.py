@@ -74,9 +74,9 @@ async def test_what_an_operator_does_not_take_is_refused_with_words(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_memory_that_there_is_not_is_no_fault_of_the_numbers(http: httpx.AsyncClient) -> None:
-    answer = await ask(http, "sized", to=np.array([10**7, 10**7]))
-    assert answer.status_code == 500 and answer.json()["error"] == "the model's run failed"
+async def test_numbers_that_ask_for_more_memory_than_there_is_are_refused(http: httpx.AsyncClient) -> None:
+    said = error_of(await ask(http, "sized", to=np.array([10**7, 10**7])))
+    assert said == "this input makes the model's ConstantOfShape ask for more memory than there is"
 
 
 async def test_an_empty_tensor_does_not_end_the_process_of_an_lstm(http: httpx.AsyncClient) -> None:
