@@ -111,7 +111,7 @@ async def test_gzip_is_unpacked_and_counts_unpacked() -> None:
 
 async def test_others_are_answered_while_a_long_gzip_is_unpacked() -> None:
     packed, others = gzip.compress(bytes(range(256)) * 20_000), asyncio.Event()
-    assert 1024 < len(packed)
+    assert len(packed) > 1024
     asyncio.get_running_loop().call_soon(others.set)
     assert len(await call_of([packed], {"content-encoding": "gzip"}).body(10**7, 5)) == 5_120_000
     assert others.is_set()

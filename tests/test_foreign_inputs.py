@@ -42,6 +42,26 @@ def unranked() -> bytes:
     )
 
 
+def of_a_domain() -> bytes:
+    """An operator that is not ONNX's."""
+    node = helper.make_node("Foo", ["x"], ["y"], domain="no.where")
+    made = helper.make_graph(
+        [node], "odd", *([helper.make_tensor_value_info(name, FLOAT, (1,))] for name in ("x", "y"))
+    )
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("no.where", 1)]
+    return bytes(helper.make_model(made, opset_imports=sets, ir_version=10).SerializeToString())
+
+
+def batchwise() -> bytes:
+    """A form of RNN that ONNX Runtime refuses when it loads it."""
+    weights = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.ones((1, 2, side), np.float32)))
+        for name, side in (("w", 3), ("r", 2))
+    ]
+    node = helper.make_node("RNN", ["x", "w", "r"], ["y"], hidden_size=2, layout=1)
+    return graph([*weights, node], [("x", FLOAT, (1, 4, 3))], [("y", FLOAT, (1, 4, 1, 2))])
+
+
 @pytest_asyncio.fixture
 async def http(tmp_path: Path) -> AsyncGenerator[httpx.AsyncClient]:
     write_foreign(tmp_path, relu=relu(("n", 3)), scaled=scaled(), old=scaled(ir=3), unranked=unranked())
@@ -112,10 +132,12 @@ def test_a_scalar_is_not_taken_for_a_tensor_of_any_rank() -> None:
         (relu((1,), ir=99), "Unsupported model IR version: 99"),
         (relu((1,), opset=99), "Opset 99 is under development"),
         (graph([helper.make_node("Relu", ["x"], ["y"])], [("x", 14, (1,))], [("y", 14, (1,))]), r"complex64"),
+        (of_a_domain(), "no.where:Foo.* is not a registered function/op"),
+        (batchwise(), "Batchwise recurrent operations .* are not supported"),
         (relu((1,))[:40], "protobuf parsing failed"),
         (b"", "No graph was found"),
     ],
-    ids=["operator", "ir", "opset", "type", "cut", "empty"],
+    ids=["operator", "ir", "opset", "type", "domain", "layout", "cut", "empty"],
 )
 def test_a_graph_that_cannot_be_loaded_is_refused_with_the_reason(data: bytes, words: str) -> None:
     with pytest.raises(BundleError, match=words) as refused:
