@@ -5,10 +5,10 @@ next one. A failing batch fails only its own callers, a failing item only itself
 before its item is run.
 
 Batches run in threads or in the event loop, as `service.ways` says: what came in one turn of the loop runs in the next.
+There is no task: a turn follows what came, and what a thread has done.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -64,12 +64,10 @@ class Batcher:
         self._weigh, self._kind, self._measure = weigh, kind, measure
         self._queue: deque[Waiting] = deque()
         self._depth = 0
-        self._stirred = asyncio.Event()
         self._room = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next: asyncio.Handle | None = None
         self._flying: dict[Work, list[Waiting]] = {}
-        self._turning = False
         self.share = max(1, capacity // 2)
         """Weight that one caller's many items may fill of the queue: the rest is for others."""
         self.little = max(1, min(max_batch, capacity) // 2)
@@ -89,30 +87,31 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the task that runs batches works."""
-        return self._task is not None and not self._task.done()
+        """Whether batches run."""
+        return self._loop is not None
 
     def start(self) -> None:
-        """Starts the task; needs a running event loop."""
-        self._task = asyncio.create_task(self._serve(), name="batcher")
+        """Takes items from now on; needs a running event loop."""
+        self._loop = asyncio.get_running_loop()
 
-    async def stop(self) -> None:
-        """Releases every caller, those in flight and those who wait, and ends the task."""
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None  # its traceback refers to this batcher: the net would stay until a full collection
-        self._release()
+    def stop(self) -> None:
+        """Releases every caller, those in flight and those who wait, and takes nothing any more."""
+        self._loop = None
+        if self._next is not None:
+            self._next.cancel()
+        for batch in (self._queue, *self._flying.values()):
+            self._fail(batch, NotReady("the service is stopping"))
+        for work in list(self._flying):
+            work.cancel()
+        self._queue.clear()
+        self._depth = 0
+        self._room.set()
 
     async def drain(self) -> None:
-        """Answers all that waits and all that its holders bring, then takes nothing new and stops."""
-        while self.alive and self.holders:
+        """Answers all that waits and all that its holders bring, then stops."""
+        while self.alive and (self.holders or self._queue or self._flying):
             await asyncio.sleep(0.005)
-        self._closed = True
-        while self.alive and (self._queue or self._flying):
-            await asyncio.sleep(0.005)
-        await self.stop()
+        self.stop()
 
     def submit(self, item: Any, gone: Callable[[], bool] = never) -> asyncio.Future[Timed]:
         """The result of one item, to be awaited.
@@ -136,14 +135,14 @@ class Batcher:
         weight = self._weigh(item)
         self._queue.append(Waiting(item, weight, answer, time.perf_counter(), gone))
         self._depth += weight
-        if self._inline and not self._max_wait:
+        if self._max_wait and not self._flying:
+            self._turn_in_company()
+        elif self._ways.may_begin(len(self._flying)):
             self._turn_soon()
-        elif self._ways.several or not self._flying:
-            self._stirred.set()
 
     async def room(self, most: int) -> None:
         """Waits until less than `most` waits, or the batcher has stopped."""
-        while self._depth >= most and not self._closed:
+        while self._depth >= most and self.alive:
             self._room.clear()
             await self._room.wait()
 
@@ -154,52 +153,49 @@ class Batcher:
             Overloaded: the queue is full.
             NotReady: the batcher has stopped.
         """
-        if self._closed or not self.alive:
+        if not self.alive:
             raise NotReady("the model's batcher does not run")
         if self._depth >= self._capacity:
             raise Overloaded(f"{self._capacity} images wait already")
 
     def _turn_soon(self) -> None:
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._turn)
+        if self._next is None and self._loop is not None:
+            self._next = self._loop.call_soon(self._turn)
+
+    def _turn_in_company(self) -> None:
+        """A turn once the batch is full, or `max_wait` after its first item came."""
+        if self._loop is None:
+            return
+        if self._depth >= self._max_batch:
+            if self._next is not None:
+                self._next.cancel()
+            self._next = self._loop.call_soon(self._turn)
+        elif self._next is None:
+            self._next = self._loop.call_later(self._max_wait, self._turn)
 
     def _turn(self) -> None:
-        """Runs a batch here, or leaves what comes next to the task."""
-        self._turning = False
-        way = None if self._closed else self._way()
-        if way is None or not way.here:
-            self._stirred.set()
-            return
-        if batch := self._take(way.most):
-            self._answer_here(batch, way.run)
-        if self._queue:
-            self._turn_soon()  # the callers answer and new ones come in before
-
-    async def _serve(self) -> None:
+        """Begins all that there is place for; of batches in the event loop one."""
+        self._next = None
+        batch: list[Waiting] = []
         try:
-            while True:
-                if not self._queue and not self._flying:
-                    self._stirred.clear()
-                    await self._stirred.wait()
-                    if self._max_wait:
-                        await self._wait_for_company()
-                way = self._way()
-                if way is None:
-                    self._stirred.clear()
-                    await self._stirred.wait()
-                elif batch := self._take(way.most):
-                    if way.here:
-                        self._answer_here(batch, way.run)
-                        await asyncio.sleep(0)  # the callers answer and new ones come in
-                    else:
-                        self._send(batch, way.run)
-        finally:
-            self._release()
+            while (way := self._way()) is not None:
+                batch = []
+                self._take(way.most, batch)
+                if batch and way.here:
+                    self._answer_here(batch, way.run)
+                    if self._queue:
+                        self._turn_soon()  # the callers answer and new ones come in before
+                    return
+                if batch:
+                    self._send(batch, way.run)
+        except Exception:
+            self.stop()  # nobody waits for what does not run
+            self._fail(batch, NotReady("the service is stopping"))
+            raise
 
     def _way(self) -> Way | None:
         """How the next batch runs; None while there is nothing to run, or no place for it."""
-        if not self._queue:
+        if not self._queue or not self._ways.may_begin(len(self._flying)):
             return None
         first = self._queue[0]
         threaded = self._kind(first.item) is THREADED
@@ -220,29 +216,10 @@ class Batcher:
             self._fail(batch, error)
         finally:
             self._fail(batch, NotReady("the service is stopping"))
-            self._stirred.set()
+            self._turn_soon()
 
-    async def _wait_for_company(self) -> None:
-        """Until the batch is full, or `max_wait` after its first item came."""
-        until = self._queue[0].since + self._max_wait
-        while self._depth < self._max_batch and (left := until - time.perf_counter()) > 0.0:
-            self._stirred.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), left)
-
-    def _release(self) -> None:
-        """Nobody waits for a task that has ended."""
-        self._closed = True
-        for batch in (self._queue, *self._flying.values()):
-            self._fail(batch, NotReady("the service is stopping"))
-        for work in list(self._flying):
-            work.cancel()
-        self._queue.clear()
-        self._depth = 0
-        self._room.set()
-
-    def _take(self, most: int) -> list[Waiting]:
-        batch: list[Waiting] = []
+    def _take(self, most: int, batch: list[Waiting]) -> None:
+        """Moves what runs next from the queue to the batch."""
         total, kind = 0, None
         while self._queue:
             waiting = self._queue[0]
@@ -256,13 +233,12 @@ class Batcher:
             self._depth -= waiting.weight
             batch.append(self._queue.popleft())
         self._room.set()
-        return batch
 
     def _drop(self, waiting: Waiting) -> None:
         self._depth -= waiting.weight
-        self._observer.dropped()
         if not waiting.answer.done():
             waiting.answer.set_exception(ClientDisconnect())
+        self._observer.dropped()
 
     def _answer_here(self, batch: list[Waiting], run: Run) -> None:
         try:

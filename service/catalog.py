@@ -151,7 +151,7 @@ class Catalog:
         self._loader.shutdown(wait=False, cancel_futures=True)
         everything = self.all()
         for served in everything:
-            await served.batcher.stop()
+            served.batcher.stop()
         self.halt()
         for served in everything:
             await asyncio.to_thread(served.shutdown, wait=True)

@@ -52,8 +52,11 @@ class Ways:
         self._alone = Way(run, max_batch)
         self._here = Way(run, inline, here=True)
         self._beside = beside
-        self.several = beside is not None or inline > 0
-        """Whether a batch may run while another does."""
+        self._places = 1 if beside is None else 2 * beside.count
+
+    def may_begin(self, flying: int) -> bool:
+        """Whether there may be place for a batch, with so many that run in threads."""
+        return self._here.most > 0 or flying < self._places
 
     def choose(self, first: int, threaded: bool, depth: int, flying: Collection[int]) -> Way | None:
         """How the next batch runs; None while there is no place for it.

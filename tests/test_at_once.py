@@ -306,7 +306,7 @@ async def test_who_waits_when_the_service_stops_is_told(models: Path) -> None:
     async with site(settings_of(models=models)) as server:
         reader = Reader()
         assert server.ask("/predict?model=linear", IMAGE, reader) is not None
-        await server.state.catalog.get("linear").batcher.stop()
+        server.state.catalog.get("linear").batcher.stop()
         assert reader.status == 503
         late = await server.answer("/predict?model=linear", IMAGE)
         assert late.status == 503

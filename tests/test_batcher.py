@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from service.batch import Timed
 from service.batcher import Batcher
@@ -75,7 +76,7 @@ async def started(
         finally:
             if isinstance(run, Gate):
                 run.open.set()
-            await batcher.stop()
+            batcher.stop()
 
 
 async def test_every_caller_gets_its_own_row_back_among_thousands_at_random_times() -> None:
@@ -125,7 +126,7 @@ async def test_little_batches_run_in_the_loop_and_others_come_in_between() -> No
         await ask(batcher, -1)
     assert await ask(batcher, 3) == 6
     ticking.cancel()
-    await batcher.stop()
+    batcher.stop()
     assert threads == {threading.get_ident()} and max(seen.sizes) == 8 and not batcher.alive
 
 
@@ -150,7 +151,7 @@ async def test_a_heavy_item_leaves_the_loop_free() -> None:
         batcher.start()
         assert await ask(batcher, 9) == 18
         assert await ask(batcher, 8) == 16
-        await batcher.stop()
+        batcher.stop()
     assert threads[0] != threading.get_ident() and threads[1] == threading.get_ident()
 
 
@@ -233,7 +234,7 @@ async def test_stop_releases_callers_in_flight_those_queued_and_those_that_wait_
         crowd = asyncio.create_task(submit_all(batcher, [value for value in range(20)]))
         await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.05, gate.open.set)
-        await asyncio.wait_for(batcher.stop(), 5)
+        batcher.stop()
         answers = await asyncio.wait_for(asyncio.gather(flying, *queued, crowd, return_exceptions=True), 5)
         assert [type(answer) for answer in answers] == [NotReady] * 5
         assert not batcher.alive
@@ -247,20 +248,27 @@ async def test_a_batcher_that_was_never_started_refuses() -> None:
         assert not batcher.alive
         with pytest.raises(NotReady):
             await ask(batcher, 1)
-        await batcher.stop()
+        batcher.stop()
 
 
-async def test_nobody_is_left_waiting_when_the_batchers_own_task_dies() -> None:
+async def test_nobody_is_left_waiting_when_a_turn_fails() -> None:
+    class Broken(Seen):
+        def dropped(self) -> None:
+            raise ValueError("metrics are broken")
+
+    logged: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
     gate = Gate()
-    async with started(gate, most=1, capacity=2) as batcher:
+    async with started(gate, most=2, capacity=3, seen=Broken()) as batcher:
         flying = asyncio.create_task(ask(batcher, 0))
         await gate.busy()
+        first, left = batcher.submit(1.0), batcher.submit(1.0, lambda: True)
         crowd = asyncio.create_task(submit_all(batcher, [value for value in range(5)]))
         await asyncio.sleep(0.01)
-        next(task for task in asyncio.all_tasks() if task.get_name() == "batcher").cancel()
-        answers = await asyncio.wait_for(asyncio.gather(flying, crowd, return_exceptions=True), 5)
-        assert [type(answer) for answer in answers] == [NotReady] * 2
-        assert not batcher.alive
+        gate.open.set()
+        answers = await asyncio.wait_for(asyncio.gather(flying, first, left, crowd, return_exceptions=True), 5)
+        assert [type(answer) for answer in answers] == [float, NotReady, ClientDisconnect, NotReady]
+        assert not batcher.alive and len(logged) == 1
 
 
 async def test_metrics_that_fail_do_not_end_the_loop() -> None:

@@ -60,7 +60,7 @@ async def started(
             for run in (alone, beside):
                 if isinstance(run, Gate):
                     run.open.set()
-            await batcher.stop()
+            batcher.stop()
 
 
 async def test_one_after_another_each_gets_the_whole_device() -> None:
@@ -144,7 +144,7 @@ async def test_stopping_releases_all_that_fly_and_all_that_wait() -> None:
     async with started(doubled, gate) as batcher:
         answers = [asyncio.create_task(ask(batcher, value)) for value in range(6)]
         await both_busy(gate)
-        await asyncio.wait_for(batcher.stop(), 5)
+        batcher.stop()
         found = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
     assert [type(one) for one in found] == [NotReady] * 6
     assert len(gate.batches) == 2, "what the threads had in hand was run for nobody"
@@ -201,4 +201,4 @@ async def test_where_the_threads_have_ended_callers_are_told() -> None:
     with pytest.raises(RuntimeError):
         await asyncio.wait_for(ask(batcher, 1), 5)
     assert batcher.alive
-    await batcher.stop()
+    batcher.stop()

@@ -45,9 +45,8 @@ def unranked() -> bytes:
 def of_a_domain() -> bytes:
     """An operator that is not ONNX's."""
     node = helper.make_node("Foo", ["x"], ["y"], domain="no.where")
-    made = helper.make_graph(
-        [node], "odd", *([helper.make_tensor_value_info(name, FLOAT, (1,))] for name in ("x", "y"))
-    )
+    x, y = (helper.make_tensor_value_info(name, FLOAT, (1,)) for name in ("x", "y"))
+    made = helper.make_graph([node], "odd", [x], [y])
     sets = [helper.make_opsetid("", 17), helper.make_opsetid("no.where", 1)]
     return bytes(helper.make_model(made, opset_imports=sets, ir_version=10).SerializeToString())
 

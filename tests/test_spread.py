@@ -122,7 +122,7 @@ async def test_a_model_that_stops_says_so(tmp_path: Path) -> None:
     async with linear(tmp_path) as served:
         spread = spread_of(served)
         spread.add(FILES)
-        await served.batcher.stop()
+        served.batcher.stop()
         with pytest.raises(NotReady):
             await spread.results()
         with pytest.raises(NotReady):
