@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
@@ -119,15 +120,14 @@ def parse_long_json(body: bytes) -> Any:
 
 def _measure(value: Any) -> tuple[int, int]:
     """How many keys there are, and how deep it is nested, but for what stands in a list behind something plain."""
+    if type(value) not in _NESTED:
+        return 0, 0
+    if type(value) is list and (not value or type(value[0]) not in _NESTED):
+        return 0, 1
+    inside: Iterable[Any] = value
+    keys = deepest = 0
     if type(value) is dict:
         keys, inside = len(value), value.values()
-    elif type(value) is list:
-        if not value or type(value[0]) not in _NESTED:
-            return 0, 1
-        keys, inside = 0, value
-    else:
-        return 0, 0
-    deepest = 0
     for one in inside:
         if type(one) in _NESTED:
             more, depth = _measure(one)
