@@ -104,7 +104,10 @@ def load_input(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMI
         UndecodableImage: not a whole picture of an accepted format.
         ImageTooLarge: over a limit.
     """
-    return load_at_once(data, spec, limits) or _load_by_pillow(data, sniff_format(data), spec, limits)
+    kind = sniff_format(data)
+    header = jpeg.read_header(data) if kind == "JPEG" else None
+    plain = None if header is None else _load_plain_jpeg(data, header, spec, limits)
+    return plain or _load_by_pillow(data, kind, spec, limits)
 
 
 def load_at_once(data: bytes, spec: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted | None:
@@ -171,7 +174,7 @@ def _load_by_pillow(data: bytes, kind: str | None, spec: ImageInput, limits: Ima
 
 
 def _load_plain_jpeg(data: bytes, header: jpeg.Header, spec: ImageInput, limits: ImageLimits) -> Fitted | None:
-    """A small plain JPEG by the shortest way; None where the long way must decide."""
+    """A plain JPEG without Pillow's decoder, which reads the header in Python; None where the long way must decide."""
     width, height = header.size
     if not header.plain or max(width, height) > limits.side or width * height > limits.pixels:
         return None

@@ -1,4 +1,4 @@
-"""The quick way to a small JPEG's pixels gives what Pillow gives, and leaves to Pillow what it should."""
+"""The quick way to a plain JPEG's pixels gives what Pillow gives, and leaves to Pillow what it should."""
 
 import io
 
@@ -50,7 +50,7 @@ def test_grey_is_grey() -> None:
     assert np.array_equal(load_input(data, spec).pixels, np.asarray(pillow(data)))
 
 
-@pytest.mark.parametrize("size", [(32, 48), (64, 96), (60, 90)])
+@pytest.mark.parametrize("size", [(32, 48), (64, 96), (60, 90), (481, 641)])
 @pytest.mark.parametrize("resize", ["stretch", "letterbox", "center_crop"])
 def test_the_input_is_the_one_that_pillow_leads_to(resize: str, size: tuple[int, int]) -> None:
     data = save(Image.fromarray(noise(*size)), "JPEG")
@@ -59,6 +59,25 @@ def test_the_input_is_the_one_that_pillow_leads_to(resize: str, size: tuple[int,
     quick, slow = load_input(data, spec), load_input(long_way, spec)
     assert np.array_equal(quick.pixels, slow.pixels) and quick.pixels.flags.c_contiguous
     assert (quick.scale, quick.offset) == (slow.scale, slow.offset)
+
+
+def tagged(data: bytes) -> bytes:
+    """The same picture with a comment that looks like EXIF, so that it goes Pillow's way."""
+    note = b"xif"
+    return data[:2] + b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note + data[2:]
+
+
+@pytest.mark.parametrize("draft", [True, False])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "center_crop"])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"quality": 30}])
+def test_both_ways_lead_to_the_same_input_of_a_photograph(options: dict[str, int], resize: str, draft: bool) -> None:
+    spec = ImageInput.model_validate({"height": 64, "width": 96, "resize": resize, "draft": draft})
+    for size in ((480, 640), (333, 201), (65, 1000), (1031, 777)):
+        data = save(Image.fromarray(noise(*size)), "JPEG", **options)
+        header, other = jpeg.read_header(data), jpeg.read_header(tagged(data))
+        assert header is not None and header.plain and other is not None and not other.plain
+        quick, slow = load_input(data, spec), load_input(tagged(data), spec)
+        assert np.array_equal(quick.pixels, slow.pixels) and quick[1:] == slow[1:]
 
 
 @pytest.mark.parametrize("kind", ["progressive", "turned", "CMYK"])
