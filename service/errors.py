@@ -78,12 +78,11 @@ class MethodNotAllowed(RequestError):
     """The path is there, and has another method.
 
     Args:
-        text: to be told.
-        allowed: the method.
+        allowed: the method that it has.
     """
 
-    def __init__(self, text: str, allowed: str) -> None:
-        super().__init__(text)
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"that path has no such method; it has {allowed}")
         self.allowed = allowed
 
 

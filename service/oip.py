@@ -152,4 +152,4 @@ def _route(call: Call, method: str, template: str) -> None:
     """What metrics and spans call the path, however it is answered; and the only method that it has."""
     call.scope["focalserve.route"] = template
     if call.method != method:
-        raise MethodNotAllowed(f"that path has no such method; it has {method}", method)
+        raise MethodNotAllowed(method)

@@ -107,7 +107,7 @@ async def test_refusals_by_the_short_way_are_problems_with_their_status(tmp_path
             (WHOLE.replace(b"Host: here\r\n", b""), 400),
             (WHOLE.replace(b"image/png", b"image/jpeg"), 415),
             (b"POST /v2/models/none/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{}", 404),
-            (b"HEAD /v2 HTTP/1.1\r\nHost: here\r\n\r\n", 404),
+            (b"HEAD /v2 HTTP/1.1\r\nHost: here\r\n\r\n", 405),
             (b"GET /v2/models/a%2Fb HTTP/1.1\r\nHost: here\r\n\r\n", 404),
         ]:
             await line.send(request)

@@ -170,7 +170,7 @@ def test_a_connection_goes_back_with_what_the_other_process_does_not_do_and_stay
         ("GET", "/predict", 405),
         ("POST", "/predicted", 404),
         ("POST", "/v2/models/linear/versions/1/load", 404),
-        ("DELETE", "/v2/models/linear/infer", 404),
+        ("DELETE", "/v2/models/linear/infer", 405),
         ("POST", "/v2/models/my%20model/infer", 404),
         ("POST", "/v2/models/li%6eear/infer", 400),
     ],
