@@ -15,6 +15,8 @@ _GAUGES = {
 }  # fmt: skip
 """That are summed; others are the first process's own."""
 _LASTING = {"counter", "histogram"}
+_MOST_SIZES = 1024
+"""Batch sizes that are counted by themselves: a request of many rows is a batch, of any size."""
 
 Row = tuple[str, str, dict[str, str], float]
 """A sample: family, name, labels, value."""
@@ -57,7 +59,8 @@ class ModelSums:
         self.queue_ns += round(queued_seconds * 1e9)
         self.run(size, run_seconds)
         count, ns = self.by_size.get(size, (0, 0))
-        self.by_size[size] = count + 1, ns + round(run_seconds * 1e9)
+        if count or len(self.by_size) < _MOST_SIZES:
+            self.by_size[size] = count + 1, ns + round(run_seconds * 1e9)
 
     def run(self, size: int, seconds: float) -> None:
         """So many images (rows) were run."""

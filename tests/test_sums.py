@@ -79,6 +79,15 @@ def test_of_a_process_that_is_no_more_the_counts_stay_but_not_the_gauges() -> No
     assert ("focalserve_queue_images", (("model", "m"),)) not in found
 
 
+def test_batches_of_ever_new_sizes_are_not_kept_for_ever() -> None:
+    sums = ModelSums()
+    for size in range(1, 3001):
+        sums.batch(size, 0.0, 1e-3)
+    sums.batch(1, 0.0, 1e-3)
+    assert len(sums.by_size) == 1024 and sums.by_size[1] == (2, 2_000_000)
+    assert sums.runs == 3001 and sums.images == 3000 * 3001 // 2 + 1
+
+
 def test_the_sums_of_a_model_add_up_size_by_size() -> None:
     one, other = ModelSums(), ModelSums()
     one.batch(2, 0.25, 0.5)
