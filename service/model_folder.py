@@ -169,8 +169,7 @@ def check_cards(versions: dict[str, Path], wanted: Collection[str]) -> None:
     carded = {version for version, path in versions.items() if (path / CARD_FILE).is_file()}
     without = sorted(set(wanted) - carded)
     if carded and without:
-        path = versions[without[0]]
-        raise BundleError(f"{relative_name(path.parent / path.name)}: has no {CARD_FILE}, as other versions have")
+        raise BundleError(f"{relative_name(versions[without[0]])}: has no {CARD_FILE}, as other versions have")
 
 
 def read_labels(file: Path, versions: dict[str, Path]) -> dict[str, str]:
